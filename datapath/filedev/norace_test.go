@@ -1,0 +1,5 @@
+//go:build !race
+
+package filedev
+
+const raceEnabled = false

@@ -1,0 +1,243 @@
+package filter
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ashlar-storage/ashlar/datapath"
+	"github.com/ashlar-storage/ashlar/datapath/reactor"
+)
+
+// Limits are the rates a Limit allows. Every operation but a flush counts as one
+// request; reads and writes also count their bytes. A flush is never held back:
+// it has nothing to do with requests that have not completed.
+type Limits struct {
+	RequestsPerSecond uint64 // 0: no limit
+	BytesPerSecond    uint64 // 0: no limit
+
+	// What a device that was idle may do at once before the rate holds. It has
+	// to cover what arrives while a timer is late. A tenth of a second's worth
+	// when 0, and at least one request.
+	BurstRequests uint64
+	BurstBytes    uint64
+}
+
+// Limit holds requests back to a rate that all queues of the device share.
+//
+// A queue that has to wait keeps its requests in order and asks for the turn of
+// the first one only; queues that wait therefore take turns, however many
+// requests each of them holds. A request larger than the burst runs when its
+// turn comes and makes the following ones wait for it.
+type Limit struct {
+	datapath.Device // the device below; Close closes it
+
+	start  time.Time              // origin of the clock all queues share
+	rate   atomic.Pointer[shared] // in force; nil: no limit
+	waited atomic.Uint64          // requests that had to wait
+
+	mu     sync.Mutex
+	limits Limits                   // in force; guarded by mu
+	queues map[*limitQueue]struct{} // open; guarded by mu
+}
+
+// NewLimit limits what passes to below.
+func NewLimit(below datapath.Device, l Limits) *Limit {
+	d := &Limit{Device: below, start: time.Now(), queues: make(map[*limitQueue]struct{})}
+	d.set(l)
+	return d
+}
+
+// Unwrap is the device below.
+func (d *Limit) Unwrap() datapath.Device { return d.Device }
+
+// Limits are the limits in force. Any goroutine.
+func (d *Limit) Limits() Limits {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.limits
+}
+
+// Waited is how many requests have been held back so far. Any goroutine.
+func (d *Limit) Waited() uint64 { return d.waited.Load() }
+
+// SetLimits changes the limits. Requests that wait are measured anew, by the new
+// rate. It is for ordinary goroutines, not for a reactor.
+func (d *Limit) SetLimits(l Limits) {
+	d.set(l)
+	d.mu.Lock()
+	queues := make([]*limitQueue, 0, len(d.queues))
+	for q := range d.queues {
+		queues = append(queues, q)
+	}
+	d.mu.Unlock()
+	for _, q := range queues {
+		q.reactor.Post(q) // a stopped reactor holds no requests
+	}
+}
+
+func (d *Limit) set(l Limits) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.limits = l
+	if l.RequestsPerSecond == 0 && l.BytesPerSecond == 0 {
+		d.rate.Store(nil)
+		return
+	}
+	s := &shared{}
+	s.requests.init(l.RequestsPerSecond, l.BurstRequests, 1)
+	s.bytes.init(l.BytesPerSecond, l.BurstBytes, 0)
+	d.rate.Store(s)
+}
+
+func (d *Limit) now() int64 { return int64(time.Since(d.start)) }
+
+// shared is what the queues of a device draw from, one object for each setting.
+type shared struct{ requests, bytes bucket }
+
+// turn is the time from which a request of the given bytes may run. The rate
+// is charged for it.
+func (s *shared) turn(now int64, bytes uint64) int64 {
+	return max(s.requests.take(now, 1), s.bytes.take(now, bytes))
+}
+
+// bucket is a token bucket kept as one number: the time at which it will be full
+// again. What is taken moves that time ahead; something may be taken as long as
+// it is not further ahead than the burst.
+type bucket struct {
+	cost  float64 // nanoseconds a token; 0: no limit; immutable
+	burst int64   // nanoseconds; immutable
+
+	full atomic.Int64 // nanoseconds on the device's clock
+}
+
+const costMax = 1 << 50 // nanoseconds, 13 days: keeps sums of a few thousand queues in range
+
+func (b *bucket) init(rate, burst, first uint64) {
+	if rate == 0 {
+		return
+	}
+	b.cost = float64(time.Second) / float64(rate)
+	if burst == 0 {
+		burst = max(rate/10, 1)
+	}
+	b.burst = int64(math.Min(b.cost*float64(burst-min(first, burst)), costMax))
+}
+
+// take removes tokens and returns the time from which their owner may go on.
+func (b *bucket) take(now int64, tokens uint64) int64 {
+	if b.cost == 0 || tokens == 0 {
+		return now
+	}
+	cost := int64(math.Min(b.cost*float64(tokens), costMax))
+	for {
+		full := b.full.Load()
+		from := max(full, now)
+		if b.full.CompareAndSwap(full, from+cost) {
+			return from - b.burst
+		}
+	}
+}
+
+// Info implements [datapath.Device]. Requests that wait still own their buffers.
+func (d *Limit) Info() datapath.Info { return holding(d.Device) }
+
+// OpenQueue implements [datapath.Device].
+func (d *Limit) OpenQueue(r *reactor.Reactor, depth int) (datapath.Queue, error) {
+	below, err := d.Device.OpenQueue(r, depth)
+	if err != nil {
+		return nil, err
+	}
+	q := &limitQueue{dev: d, below: below, reactor: r, waiting: make([]*datapath.Request, depth)}
+	q.timer.Func = q.release
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.queues[q] = struct{}{}
+	return q, nil
+}
+
+type limitQueue struct {
+	dev     *Limit           // immutable
+	below   datapath.Queue   // immutable
+	reactor *reactor.Reactor // immutable
+
+	// Owned by the reactor.
+	waiting []*datapath.Request // a ring of depth places
+	first   int                 // index of the oldest
+	count   int
+	turn    int64   // when the oldest may run, on the device's clock
+	charged *shared // who was charged for turn
+	timer   reactor.Timer
+	closed  bool
+}
+
+func bytesOf(r *datapath.Request) uint64 {
+	if r.Op == datapath.OpRead || r.Op == datapath.OpWrite {
+		return r.Length
+	}
+	return 0
+}
+
+// Submit implements [datapath.Queue].
+func (q *limitQueue) Submit(r *datapath.Request) {
+	s := q.dev.rate.Load()
+	if r.Op == datapath.OpFlush || s == nil && q.count == 0 {
+		q.below.Submit(r)
+		return
+	}
+	if q.count == 0 {
+		now := q.dev.now()
+		turn := s.turn(now, bytesOf(r))
+		if turn <= now {
+			q.below.Submit(r)
+			return
+		}
+		q.turn, q.charged = turn, s
+		q.reactor.Arm(&q.timer, time.Duration(turn-now))
+	}
+	q.dev.waited.Add(1)
+	q.waiting[(q.first+q.count)%len(q.waiting)] = r
+	q.count++
+}
+
+// release passes on every request whose turn has come. Requests completed by the
+// device below cannot submit from in here, since none completes inside Submit.
+func (q *limitQueue) release() {
+	for q.count > 0 {
+		r := q.waiting[q.first]
+		if s := q.dev.rate.Load(); s != nil {
+			now := q.dev.now()
+			if q.charged != s {
+				q.turn, q.charged = s.turn(now, bytesOf(r)), s
+			}
+			if q.turn > now {
+				q.reactor.Arm(&q.timer, time.Duration(q.turn-now))
+				return
+			}
+		}
+		q.charged = nil
+		q.waiting[q.first] = nil
+		q.first = (q.first + 1) % len(q.waiting)
+		q.count--
+		q.below.Submit(r)
+	}
+	q.reactor.Disarm(&q.timer)
+}
+
+// RunTask is the message of SetLimits: look again.
+func (q *limitQueue) RunTask(*reactor.Reactor) {
+	if !q.closed {
+		q.release()
+	}
+}
+
+// Close implements [datapath.Queue].
+func (q *limitQueue) Close() error {
+	q.closed = true
+	q.reactor.Disarm(&q.timer)
+	q.dev.mu.Lock()
+	delete(q.dev.queues, q)
+	q.dev.mu.Unlock()
+	return q.below.Close()
+}

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package testenv
+
+import "errors"
+
+func probeIOURing() error { return errors.New("not Linux") }
