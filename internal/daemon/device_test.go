@@ -1,0 +1,45 @@
+package daemon
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// makeFile makes a file of size bytes and returns its path.
+func makeFile(t testing.TB, path string, size int64) string {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestParseSource(t *testing.T) {
+	dir := t.TempDir()
+	odd := makeFile(t, filepath.Join(dir, "a=b"), 4096)
+	for argument, want := range map[string]Source{
+		"disk.img":          {Path: "disk.img"},
+		"name=disk.img":     {Name: "name", Path: "disk.img"},
+		"name=/dev/disk/x":  {Name: "name", Path: "/dev/disk/x"},
+		"name=key=disk.img": {Name: "name", Path: "key=disk.img"},
+		"=disk.img":         {Path: "disk.img"},
+		odd:                 {Path: odd}, // it exists
+		"name=" + odd:       {Name: "name", Path: odd},
+	} {
+		if got, err := ParseSource(argument); err != nil || got != want {
+			t.Errorf("%q: %+v, %v, want %+v", argument, got, err, want)
+		}
+	}
+	for argument, want := range map[string]string{"": "empty", "name=": "NAME=FILE"} {
+		if got, err := ParseSource(argument); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %+v, %v", argument, got, err)
+		}
+	}
+}

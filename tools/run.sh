@@ -1,0 +1,106 @@
+#!/bin/bash
+# run.sh -- show Ashlar at work: export a scratch file over NBD, load it with fio,
+# print what it did.  `make run` builds the binary first and then calls this.
+#
+# Environment:
+#   RUN_SECONDS  length of the fio run, default 15
+#   RUN_SIZE     size of the scratch file, default 1G
+#   RUN_DIR      where its directory goes, default /var/tmp (a disk; /dev/shm is memory)
+#   RUN_ARGS     more arguments for ashlar export, e.g. "--reactors 2"
+#   RUN_KEEP=1   keep serving after the result, until Ctrl-C
+#
+# Ctrl-C stops it at any time; the server drains and the scratch file is removed.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
+  sed -n '2,/^set -u/{/^set -u/d;s/^# \{0,1\}//;p}' tools/run.sh
+  exit 0
+fi
+
+seconds=${RUN_SECONDS:-15} size=${RUN_SIZE:-1G}
+die() { echo "run: $*" >&2; exit 1; }
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || die "RUN_SECONDS=$seconds: want a whole number of seconds"
+[ -x bin/ashlar ] || die "bin/ashlar is missing; run: make build"
+command -v fio >/dev/null || die "fio is missing (Debian package fio); make run installs it as root"
+
+dir=$(mktemp -d "${RUN_DIR:-/var/tmp}/ashlar-run.XXXXXX") || die "cannot make a directory in ${RUN_DIR:-/var/tmp}"
+server='' load=''
+cleanup() {
+  trap '' INT TERM
+  [ -z "$load" ] || { kill -KILL "$load"; wait "$load"; } 2>/dev/null # it holds nothing of value
+  if [ -n "$server" ] && kill -TERM "$server" 2>/dev/null; then
+    echo "stopping ashlar (SIGTERM: requests in flight are served first)"
+  fi
+  [ -z "$server" ] || wait "$server"
+  rm -rf "$dir"
+}
+trap cleanup EXIT
+trap 'echo; exit 130' INT
+trap 'exit 143' TERM HUP
+
+file=$dir/disk.img socket=$dir/ashlar.sock uri="nbd+unix:///?socket=$dir/ashlar.sock"
+# Written, not only allocated: random writes would cut unwritten space into so
+# many extents that removing the file takes longer than the run.
+fill() { dd if=/dev/zero "of=$file" bs=1M "count=$size" iflag=count_bytes status=none "$@"; }
+fill oflag=direct 2>/dev/null || fill conv=fsync || die "cannot make $file of $size"
+
+say() { printf '\n== %s\n' "$*"; }
+say "bin/ashlar export --socket $socket --pid-file $dir/ashlar.pid --verbose ${RUN_ARGS:-} $file"
+# shellcheck disable=SC2086 # RUN_ARGS is a list of words
+# In a session of its own, so that Ctrl-C reaches this script only, which then stops it in order.
+setsid bin/ashlar export --socket "$socket" --pid-file "$dir/ashlar.pid" --verbose ${RUN_ARGS:-} "$file" &
+server=$!
+for ((i = 0; i < 100; i++)); do
+  [ ! -s "$dir/ashlar.pid" ] || break
+  kill -0 "$server" 2>/dev/null || { wait "$server"; status=$?; server=''; die "ashlar export ended with status $status before it was ready"; }
+  sleep 0.1
+done
+[ -s "$dir/ashlar.pid" ] || die "ashlar export was not ready after 10 s"
+
+if command -v nbdinfo >/dev/null; then
+  say "nbdinfo '$uri'"
+  nbdinfo "$uri" || die "nbdinfo failed"
+fi
+
+say "attach it from another terminal while it runs"
+cat <<TXT
+  nbd-client -unix $socket /dev/nbd0          (root; modprobe nbd first; nbd-client -d /dev/nbd0 detaches)
+  nbdsh -u '$uri' -c 'print(h.get_size())'
+  qemu-img info '$uri'
+  fio --name=look --ioengine=nbd --uri='$uri' --rw=randread --bs=4k --iodepth=32
+TXT
+
+say "fio, $seconds s: 4 KiB random, 70 % reads, 32 requests in flight, one connection"
+fio --name=mixed --thread --ioengine=nbd --uri="$uri" --rw=randrw --rwmixread=70 --bs=4k --iodepth=32 --size="$size" \
+  --time_based --runtime="$seconds" --norandommap --randrepeat=0 --percentile_list=50:99:99.9 \
+  --eta=always --eta-newline=2 --output="$dir/fio.out" --output-format=terse --terse-version=3 &
+load=$!
+wait "$load"
+status=$?
+load=''
+[ "$status" = 0 ] || { cat "$dir/fio.out" >&2; die "fio ended with status $status"; }
+
+say "result"
+awk -F';' '/^3;/ {
+    side = 0
+    for (i = 1; i <= NF; i++) if ($i ~ /%=/) {
+      split($i, p, "%=")
+      if (p[1] == "50.000000") side++
+      us[side, p[1] + 0] = p[2]
+    }
+    printf "%-6s %10s %9s %9s %9s %9s\n", "", "IOPS", "MB/s", "p50 us", "p99 us", "p99.9 us"
+    row("read", 8, 7, 1); row("write", 49, 48, 2)
+    exit ($5 != 0)
+  }
+  function row(name, iops, kib, side) {
+    printf "%-6s %10d %9.1f %9d %9d %9d\n", name, $iops, $kib * 1.024 / 1000, us[side, 50], us[side, 99], us[side, 99.9]
+  }' "$dir/fio.out" || die "cannot read fio's result: $(cat "$dir/fio.out")"
+
+if [ "${RUN_KEEP:-}" = 1 ]; then
+  say "serving $uri until Ctrl-C"
+  wait "$server"
+  status=$?
+  server=''
+  die "ashlar export ended with status $status"
+fi
+echo
