@@ -1,0 +1,15 @@
+// Devperf is a load generator that costs little, for devices faster than fio's
+// NBD engine: that engine spends a core at some 200k requests a second, so above
+// it measures itself.
+//
+// One thread serves one connection. A turn fills as many requests as there are
+// free slots into one buffer, sends them with one call, reads as many replies
+// as are there with one call, and reads the clock twice. Nothing is allocated
+// after the start. Payload is thrown away unseen: correctness is the business
+// of fio's verify profile.
+//
+// What is sent (operations, offsets) and what is kept (latencies) come from
+// benchmarks/internal/load. A [target] opens one [driver] per job, and the NBD
+// client is the only pair of them so far; a load straight on a device is a
+// second pair and nothing else.
+package main
