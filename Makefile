@@ -1,0 +1,157 @@
+# Targets print themselves: `make` or `make help`. Every target does its own
+# set-up; on Debian the packages it needs are installed when make runs as root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export PATH := $(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+
+GO       ?= go
+BINARY   := bin/ashlar
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT   := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+LDFLAGS  := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+FUZZTIME ?= 20s
+
+# Debian packages, as package or package=command: an entry with a command is
+# also satisfied by that command from elsewhere.
+PACKAGES_RUN     := fio=fio libnbd-bin=nbdinfo
+PACKAGES_TEST    := gcc=gcc libc6-dev
+PACKAGES_BENCH   := fio=fio nbdkit=nbdkit qemu-utils=qemu-img nbd-server=nbd-server
+PACKAGES_INTEROP := $(PACKAGES_RUN) nbdkit=nbdkit python3 python3-libnbd qemu-utils=qemu-io nbd-client=nbd-client \
+                    openssl=openssl util-linux=fstrim kmod=modprobe user-mode-linux=linux.uml \
+                    e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs
+
+.PHONY: help
+help: ## show this list
+	@echo 'usage: make TARGET [VARIABLE=value ...]'
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+	@echo 'variables: RUN_SECONDS RUN_KEEP RUN_ARGS (run), FUZZTIME (fuzz), TESTFLAGS (test, interop), BENCHFLAGS (bench)'
+
+# ---- set-up ---------------------------------------------------------------------
+
+# $(call packages,NAME,LIST) makes the stamp .make/NAME: it installs what is
+# missing with apt when root, and otherwise says what to run.
+define packages
+.make/$(1): Makefile
+	@mkdir -p .make; missing=(); \
+	for entry in $(2); do \
+	  package=$$$${entry%%=*}; command=$$$${entry#*=}; \
+	  if [ "$$$$command" != "$$$$entry" ] && command -v "$$$$command" >/dev/null; then continue; fi; \
+	  dpkg-query -W -f '$$$${db:Status-Status}\n' "$$$$package" 2>/dev/null | grep -qx installed || missing+=("$$$$package"); \
+	done; \
+	if [ $$$${#missing[@]} -gt 0 ]; then \
+	  install="apt-get install -y --no-install-recommends $$$${missing[*]}"; \
+	  if ! command -v apt-get >/dev/null; then \
+	    echo "make: not Debian; install what these Debian packages hold, then repeat: $$$${missing[*]}" >&2; exit 1; \
+	  elif [ "$$$$(id -u)" != 0 ]; then \
+	    echo "make: packages are missing; run this, then repeat:" >&2; echo "  sudo $$$$install" >&2; exit 1; \
+	  fi; \
+	  echo "$$$$install"; export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 update </dev/null >/dev/null || true; \
+	  $$$${install/apt-get/apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3} </dev/null >.make/$(1).log 2>&1 || { cat .make/$(1).log >&2; exit 1; }; \
+	fi; \
+	touch $$@
+endef
+$(eval $(call packages,run,$(PACKAGES_RUN)))
+$(eval $(call packages,test,$(PACKAGES_TEST)))
+$(eval $(call packages,bench,$(PACKAGES_BENCH)))
+$(eval $(call packages,interop,$(PACKAGES_INTEROP)))
+
+.PHONY: setup
+setup: .make/run .make/test .make/interop go ## install the Debian packages that the other targets use, and Go modules
+	@$(GO) mod download
+
+.PHONY: go
+go:
+	@command -v $(GO) >/dev/null || { echo 'make: the command "$(GO)" is missing; install Go from https://go.dev/dl/ (version in go.mod)' >&2; exit 1; }
+
+# ---- build ----------------------------------------------------------------------
+
+.PHONY: build
+build: go ## build bin/ashlar, static
+	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/ashlar
+
+.PHONY: generate
+generate: man ## run go generate and rewrite the man pages
+	@$(GO) generate ./...
+
+.PHONY: man
+man: build ## write docs/man from the commands themselves
+	@mkdir -p docs/man && $(BINARY) man --dir docs/man
+
+.PHONY: run
+run: .make/run build ## export a scratch file and show fio's result on it (RUN_SECONDS, RUN_KEEP=1)
+	@tools/run.sh
+
+# ---- tests ----------------------------------------------------------------------
+
+.PHONY: test
+test: .make/test go ## all Go tests: with the race detector, without (allocation pins), with invariants
+	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
+	CGO_ENABLED=0 $(GO) test $(TESTFLAGS) ./...
+	CGO_ENABLED=0 $(GO) test -tags invariants $(TESTFLAGS) ./datapath/... ./nbd/...
+
+.PHONY: test-root
+test-root: go ## the Go tests as root; what needs root fails instead of skipping
+	@[ "$$(id -u)" = 0 ] || { echo 'make: test-root needs root; run: sudo make test-root' >&2; exit 1; }
+	CGO_ENABLED=0 ASHLAR_TARGET=test-root $(GO) test -count=1 $(TESTFLAGS) ./...
+
+.PHONY: interop
+interop: .make/interop build ## bin/ashlar against libnbd, nbdkit, qemu, nbd-client, fio; as root also the kernel (test-uml)
+	CGO_ENABLED=0 ASHLAR_INTEROP=1 ASHLAR_TARGET=interop $(GO) test -count=1 -timeout 15m $(TESTFLAGS) ./test/interop
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) test-uml; else echo 'make: not root, so the kernel client was not tested; run: sudo make test-uml' >&2; fi
+
+.PHONY: test-uml
+test-uml: .make/interop build ## the kernel's nbd client and file systems on bin/ashlar, in User Mode Linux (root)
+	@[ "$$(id -u)" = 0 ] || { echo 'make: test-uml needs root; run: sudo make test-uml' >&2; exit 1; }
+	CGO_ENABLED=0 ASHLAR_INTEROP=1 ASHLAR_TARGET='interop test-root test-uml' $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./test/vm
+
+.PHONY: fuzz
+fuzz: go ## run each fuzz target for FUZZTIME
+	@$(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ { name[++n] = $$1 } /^ok/ { for (i = 1; i <= n; i++) print $$2, name[i]; n = 0 }' >.make/fuzz
+	@[ -s .make/fuzz ] || { echo 'make: no fuzz targets found' >&2; exit 1; }
+	@while read -r package name; do \
+	  echo "fuzz $$package $$name"; \
+	  CGO_ENABLED=0 timeout 3600 $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -parallel 2 "$$package" </dev/null; \
+	done <.make/fuzz
+fuzz: | .make
+.make:
+	@mkdir -p $@
+
+.PHONY: cover
+cover: go | .make ## statement coverage of the Go tests, in .make/cover.html
+	$(GO) test -coverprofile=.make/cover.out -coverpkg=./... ./...
+	$(GO) tool cover -html=.make/cover.out -o .make/cover.html
+	$(GO) tool cover -func=.make/cover.out | tail -n 1
+
+.PHONY: bench
+bench: .make/bench build ## measure the performance bars against peers (BENCHFLAGS)
+	$(GO) run ./benchmarks/bars --ashlar $(BINARY) --tmpfs /dev/shm/ashlar-bars.img --disk /var/tmp/ashlar-bars.img $(BENCHFLAGS)
+
+# ---- what must hold for every commit -----------------------------------------------
+
+.PHONY: check
+check: build lint generated ## build, lint, and generated files are up to date
+
+.PHONY: lint
+lint: go ## go vet, staticcheck, gofmt, and the rules of internal/lint
+	$(GO) vet ./...
+	$(GO) vet -tags invariants ./datapath/... ./nbd/...
+	$(GO) tool staticcheck ./...
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "make: not formatted (gofmt -w):" >&2; echo "$$unformatted" >&2; exit 1; }
+	$(GO) test -count=1 ./internal/lint
+
+# The state of every file of the tree before and after; git is not needed.
+FILES = find . \( -path ./.git -o -path ./bin -o -path ./.make \) -prune -o -type f -print0 | sort -z | xargs -0 cksum
+
+.PHONY: generated
+generated: build | .make
+	@$(FILES) >.make/before; $(MAKE) generate; $(FILES) >.make/after; \
+	diff .make/before .make/after >.make/generated || { echo 'make: generated files were out of date; they are rewritten now, look and commit them:' >&2; sed -n 's/^> [0-9]* [0-9]* /  /p' .make/generated >&2; exit 1; }
+
+.PHONY: clean
+clean: ## remove what the targets made
+	rm -rf bin .make
