@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -50,12 +51,14 @@ type handshakeConfig struct {
 	tlsConfig *tls.Config
 	listing   bool // LIST is allowed
 	closing   func() bool
+	log       *slog.Logger
 }
 
 // negotiated is the result of a handshake.
 type negotiated struct {
 	conn       net.Conn // the TLS stream when there is one
 	export     *Export
+	release    func() error // of the export's device; the caller's
 	info       datapath.Info
 	structured bool
 	extended   bool
@@ -83,6 +86,8 @@ type handshake struct {
 	contexts   []string
 	contextsOf string // the export name the contexts were selected for
 	haveSet    bool
+	held       *Export      // the export asked for last, its device open
+	release    func() error // of that device
 	listed     int
 	scratch    [sizeOptionReplyHeader + 128]byte
 }
@@ -91,15 +96,24 @@ type handshake struct {
 //
 // Errors: errDisconnect when the client ended it properly; anything else is a
 // violation, a timeout or a broken connection, and the caller closes. With an
-// error the result holds nothing but the TLS stream, if there is one.
+// error the result holds nothing but the TLS stream, if there is one; without, the
+// caller calls its release.
 func negotiate(conn net.Conn, c handshakeConfig) (*negotiated, error) {
 	h := &handshake{config: c, conn: conn}
 	if c.tlsMode == "" {
 		h.config.tlsMode = TLSOff
 	}
+	if c.log == nil {
+		h.config.log = slog.Default()
+	}
 	n, err := h.run()
 	if err != nil && h.tls != nil {
 		_ = h.tls.Close() // close_notify, where it still gets through
+	}
+	if err == nil {
+		n.release = h.release
+	} else {
+		h.letGo()
 	}
 	return n, err
 }
@@ -349,6 +363,9 @@ func (h *handshake) find(name string) (*Export, optionReply, string) {
 	case err != nil && secret && h.fixed && h.anyTLSOnly():
 		// Not to tell an export that needs TLS from one that does not exist.
 		return nil, repErrTLSRequired, "this export needs TLS: send STARTTLS first"
+	case err != nil && !errors.Is(err, ErrUnknownExport):
+		h.config.log.Warn("nbd: an export cannot be found", "export", name, "error", err)
+		return nil, repErrUnknown, "this export cannot be opened now"
 	case err != nil:
 		return nil, repErrUnknown, "no such export"
 	case e.TLSOnly && secret:
@@ -356,7 +373,35 @@ func (h *handshake) find(name string) (*Export, optionReply, string) {
 	case !e.admits(h.peer()):
 		return nil, repErrPolicy, "this export is not for this client certificate"
 	}
-	return e, 0, ""
+	return h.hold(e)
+}
+
+// hold opens the device of an export, if it is not the one held already. One
+// handshake holds one device: a client that asks about many has them opened and
+// closed in turn.
+func (h *handshake) hold(e *Export) (*Export, optionReply, string) {
+	if h.held != nil && h.held.Name == e.Name && h.held.Open != nil && e.Open != nil {
+		return h.held, 0, ""
+	}
+	h.letGo()
+	held, release, err := h.config.exports.acquire(e)
+	if err != nil {
+		h.config.log.Warn("nbd: an export cannot be opened", "export", e.Name, "error", err)
+		return nil, repErrUnknown, "this export cannot be opened now"
+	}
+	h.held, h.release = held, release
+	return held, 0, ""
+}
+
+// letGo ends the hold on the export asked for last.
+func (h *handshake) letGo() {
+	if h.release == nil {
+		return
+	}
+	if err := h.release(); err != nil {
+		h.config.log.Error("nbd: closing a device", "export", h.held.Name, "error", err)
+	}
+	h.held, h.release = nil, nil
 }
 
 func (h *handshake) anyTLSOnly() bool {

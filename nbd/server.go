@@ -235,6 +235,11 @@ func (s *Server) serve(socket net.Conn) error {
 		}
 		return err
 	}
+	defer func() {
+		if err := n.release(); err != nil {
+			s.log.Error("nbd: closing a device", "export", n.export.Name, "error", err)
+		}
+	}()
 	fd, pump, err := detach(n, s.config.StallTimeout)
 	if err != nil {
 		_ = socket.Close() // unusable
@@ -285,12 +290,15 @@ func (s *Server) handshake(socket net.Conn) (*negotiated, error) {
 	}
 	n, err := negotiate(socket, handshakeConfig{
 		exports: s.config.Exports, tlsMode: s.config.TLS, tlsConfig: s.config.TLSConfig,
-		listing: !s.config.NoList, closing: s.closed.Load,
+		listing: !s.config.NoList, closing: s.closed.Load, log: s.log,
 	})
 	if err != nil {
 		return n, err
 	}
-	return n, socket.SetDeadline(time.Time{})
+	if err := socket.SetDeadline(time.Time{}); err != nil {
+		return n, errors.Join(err, n.release())
+	}
+	return n, nil
 }
 
 // place gives c to the reactor with the fewest connections.
@@ -358,12 +366,41 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return nil
 }
 
+// Disconnect ends the connections in transmission to the exports that match: what
+// has been received is served, later requests get ESHUTDOWN. With cut they end
+// without an answer; what is at the device runs to its end all the same. It returns
+// how many there are and does not wait for them.
+func (s *Server) Disconnect(match func(export string) bool, cut bool) int {
+	end := (*conn).drain
+	if cut {
+		end = (*conn).kill
+	}
+	return s.eachOf(match, end)
+}
+
+// Connections counts the connections in transmission, by the name of their export.
+func (s *Server) Connections() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	counts := make(map[string]int)
+	for c := range s.conns {
+		counts[c.export.Name]++
+	}
+	return counts
+}
+
 // each runs f for every connection in transmission, on its reactor.
 func (s *Server) each(f func(*conn)) {
+	s.eachOf(func(string) bool { return true }, f)
+}
+
+func (s *Server) eachOf(match func(export string) bool, f func(*conn)) int {
 	s.mu.Lock()
 	list := make([]*conn, 0, len(s.conns))
 	for c := range s.conns {
-		list = append(list, c)
+		if match(c.export.Name) {
+			list = append(list, c)
+		}
 	}
 	s.mu.Unlock()
 	for _, c := range list {
@@ -373,4 +410,5 @@ func (s *Server) each(f func(*conn)) {
 			}
 		}))
 	}
+	return len(list)
 }

@@ -1,25 +1,19 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
-	"net/http"
-	"net/http/pprof"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -42,19 +36,9 @@ type exportFlags struct {
 	readOnly        bool
 	memory, null    units.Size
 
-	reactors int
-	pin      units.CPUs
-	poll     string
-	engine   string
-	access   string
-	buffers  units.Size
-
-	tls, tlsCert, tlsKey, tlsCA string
-	tlsOnly                     bool
-	tlsAllow                    []string
-	insecurePlaintext           bool
-	noList                      bool
-	connections, depth          int
+	reactorFlags
+	access string
+	nbdFlags
 
 	limitIOPS      units.IOPS
 	limitBandwidth units.Bandwidth
@@ -63,13 +47,11 @@ type exportFlags struct {
 	metrics  string
 	pidFile  string
 	runShell string
-	logLevel string
-	logForm  string
-	verbose  bool
+	logFlags
 }
 
 func newExportCommand() *cobra.Command {
-	f := &exportFlags{buffers: 64 << 20}
+	f := &exportFlags{}
 	c := &cobra.Command{
 		Use:   "export [flags] FILE|BLOCKDEV | NAME=FILE... | --mem SIZE | --null SIZE",
 		Short: "Export files, disks or memory over NBD",
@@ -107,23 +89,9 @@ finished, clients are told that the server is going. A second signal cuts.`,
 	flags.Var(&f.memory, "mem", "serve this much memory instead of a file")
 	flags.Var(&f.null, "null", "serve a device of this size that keeps nothing, for measurements")
 
-	flags.IntVar(&f.reactors, "reactors", 0, "polling threads (default: one, or one for each CPU of --pin)")
-	flags.Var(&f.pin, "pin", "CPUs to pin the reactors to, such as 0,2-3")
-	flags.StringVar(&f.poll, "poll", "auto", "when idle: auto (spin for a learned budget, then sleep), busy (never sleep), off (sleep at once)")
-	flags.StringVar(&f.engine, "engine", "auto", "how reactors reach the kernel: auto, ring (io_uring), epoll")
+	f.reactorFlags.add(c)
 	flags.StringVar(&f.access, "access", "auto", "how files are reached: auto, direct (O_DIRECT), inline, buffered")
-	flags.Var(&f.buffers, "buffers", "bound of the data buffers of each reactor")
-
-	flags.StringVar(&f.tls, "tls", "off", "TLS: off, on (offered), require")
-	flags.StringVar(&f.tlsCert, "tls-cert", "", "PEM file with the server's certificate chain")
-	flags.StringVar(&f.tlsKey, "tls-key", "", "PEM file with its key")
-	flags.StringVar(&f.tlsCA, "tls-ca", "", "PEM file with the authorities that client certificates must come from; clients must then show one")
-	flags.StringArrayVar(&f.tlsAllow, "tls-allow", nil, "[EXPORT=]NAME: only clients whose certificate has NAME may have the export (repeatable)")
-	flags.BoolVar(&f.tlsOnly, "tls-only", false, "with --tls on: serve the exports over TLS only")
-	flags.BoolVar(&f.insecurePlaintext, "insecure-plaintext", false, "allow plain text on addresses other hosts can reach")
-	flags.BoolVar(&f.noList, "no-list", false, "do not tell clients the names of the exports")
-	flags.IntVar(&f.connections, "connections", 1024, "connections served at once")
-	flags.IntVar(&f.depth, "depth", 256, "requests in flight per connection")
+	f.nbdFlags.add(c)
 
 	flags.Var(&f.limitIOPS, "limit-iops", "requests a second each export may serve, such as 10k")
 	flags.Var(&f.limitBandwidth, "limit-bandwidth", "bytes a second each export may move, such as 100MiB/s")
@@ -132,42 +100,11 @@ finished, clients are told that the server is going. A second signal cuts.`,
 	flags.StringVar(&f.metrics, "metrics", "", "serve /metrics, /healthz and /debug/pprof by HTTP on this loopback HOST:PORT")
 	flags.StringVar(&f.pidFile, "pid-file", "", "write the process id here once clients can connect")
 	flags.StringVar(&f.runShell, "run", "", "run this shell command with $uri set, then end with its exit code")
-	flags.StringVar(&f.logLevel, "log-level", "", "debug, info, warn or error (default warn; info with --verbose)")
-	flags.StringVar(&f.logForm, "log-format", "text", "text or json")
-	flags.BoolVarP(&f.verbose, "verbose", "v", false, "say what was chosen and why")
-
-	completeWords(c, "poll", "auto", "busy", "off")
-	completeWords(c, "engine", "auto", "ring", "epoll")
+	f.logFlags.add(c)
 	completeWords(c, "access", "auto", "direct", "inline", "buffered")
-	completeWords(c, "tls", "off", "on", "require")
-	completeWords(c, "log-level", "debug", "info", "warn", "error")
-	completeWords(c, "log-format", "text", "json")
 	c.MarkFlagsMutuallyExclusive("stdio", "run")
 	c.MarkFlagsMutuallyExclusive("mem", "null")
 	return c
-}
-
-// logger writes to standard error, since standard output may be a client.
-func (f *exportFlags) logger() (*slog.Logger, error) {
-	var level slog.Level
-	name := f.logLevel
-	if name == "" {
-		name = "warn"
-		if f.verbose {
-			name = "info"
-		}
-	}
-	if err := level.UnmarshalText([]byte(name)); err != nil {
-		return nil, usagef("--log-level %q: must be debug, info, warn or error", name)
-	}
-	options := &slog.HandlerOptions{Level: level}
-	switch f.logForm {
-	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
-	}
-	return nil, usagef("--log-format %q: must be text or json", f.logForm)
 }
 
 func (f *exportFlags) sources(c *cobra.Command, args []string) ([]daemon.Source, error) {
@@ -221,66 +158,15 @@ func (f *exportFlags) config(c *cobra.Command, args []string) (daemon.ExportConf
 	switch {
 	case f.delay < 0 || f.delay > time.Minute:
 		return config, usagef("--delay %v: must be 0 to 1m", f.delay)
-	case f.reactors < 0 || f.reactors > 256:
-		return config, usagef("--reactors %d: must be 1 to 256", f.reactors)
-	case f.connections < 1:
-		return config, usagef("--connections %d: must be at least 1", f.connections)
-	case f.depth < 1 || f.depth > 512:
-		return config, usagef("--depth %d: must be 1 to 512", f.depth)
-	case f.buffers < 4<<20 || f.buffers > 64<<30:
-		return config, usagef("--buffers %v: must be 4MiB to 64GiB", f.buffers)
 	}
-	for flag, check := range map[string]struct {
-		value string
-		words []string
-	}{
-		"poll": {f.poll, []string{"auto", "busy", "off"}}, "engine": {f.engine, []string{"auto", "ring", "epoll"}},
-		"access": {f.access, []string{"auto", "direct", "inline", "buffered"}}, "tls": {f.tls, []string{"off", "on", "require"}},
-	} {
-		if !containsWord(check.words, check.value) {
-			return config, usagef("--%s %q: must be one of %s", flag, check.value, strings.Join(check.words, ", "))
-		}
+	if err := cmp.Or(f.reactorFlags.check(), f.nbdFlags.check(), oneOf("access", f.access, "auto", "direct", "inline", "buffered")); err != nil {
+		return config, err
 	}
 	if config.Sources, err = f.sources(c, args); err != nil {
 		return config, err
 	}
-	return config, f.configureTLS(&config)
-}
-
-func containsWord(words []string, word string) bool {
-	for _, w := range words {
-		if w == word {
-			return true
-		}
-	}
-	return false
-}
-
-func (f *exportFlags) configureTLS(config *daemon.ExportConfig) (err error) {
-	if f.tls == "off" {
-		if f.tlsCert != "" || f.tlsKey != "" || f.tlsCA != "" || f.tlsOnly || len(f.tlsAllow) > 0 {
-			return usagef("the --tls-… flags need --tls on or --tls require")
-		}
-		return nil
-	}
-	if f.tlsCert == "" || f.tlsKey == "" {
-		return usagef("--tls %s needs --tls-cert and --tls-key", f.tls)
-	}
-	if len(f.tlsAllow) > 0 && f.tlsCA == "" {
-		return usagef("--tls-allow needs --tls-ca to verify client certificates")
-	}
-	if config.TLSConfig, err = nbd.LoadTLS(f.tlsCert, f.tlsKey, f.tlsCA, f.tlsCA != ""); err != nil {
-		return err
-	}
-	config.ClientNames = map[string][]string{}
-	for _, a := range f.tlsAllow {
-		export, name, ok := strings.Cut(a, "=")
-		if !ok {
-			export, name = "", a
-		}
-		config.ClientNames[export] = append(config.ClientNames[export], name)
-	}
-	return nil
+	config.TLSConfig, config.ClientNames, err = f.loadTLS()
+	return config, err
 }
 
 func (f *exportFlags) run(c *cobra.Command, args []string) (err error) {
@@ -311,9 +197,9 @@ func (f *exportFlags) run(c *cobra.Command, args []string) (err error) {
 	defer func() { err = errors.Join(err, e.Stop(ctx)) }()
 
 	if f.metrics != "" {
-		stop, serveErr := serveMetrics(f.metrics, e)
+		_, stop, serveErr := daemon.StartHTTP(f.metrics, daemon.Healthy, e.Collector())
 		if serveErr != nil {
-			return serveErr
+			return fmt.Errorf("--metrics: %w", serveErr)
 		}
 		defer stop()
 	}
@@ -328,7 +214,7 @@ func (f *exportFlags) run(c *cobra.Command, args []string) (err error) {
 		}
 		go func() { ended <- e.Server.ServeConn(conn) }() // ends with the client
 	}
-	uri := exportURI(config.Sources[0].Name, where, config.TLS != nbd.TLSOff)
+	uri := daemon.URI(config.Sources[0].Name, where.network, where.address, config.TLS != nbd.TLSOff)
 	config.Log.Info("serving", "uri", uri, "version", version)
 	if f.pidFile != "" {
 		if err := writePIDFile(f.pidFile); err != nil {
@@ -442,21 +328,6 @@ func passedListeners() ([]net.Listener, error) {
 	return list, nil
 }
 
-// exportURI is the NBD URI of an export (doc/uri.md of NBD).
-func exportURI(name string, where endpoint, encrypted bool) string {
-	if where.network == "" {
-		return ""
-	}
-	u := nbd.URI{Export: name, TLS: encrypted}
-	if where.network == "unix" {
-		u.Unix, u.Socket = true, where.address
-	} else if host, port, err := net.SplitHostPort(where.address); err == nil {
-		number, _ := strconv.ParseUint(port, 10, 16) // of a listener's address
-		u.Host, u.Port = host, uint16(number)
-	}
-	return u.String()
-}
-
 func writePIDFile(path string) error {
 	temporary := path + ".new"
 	if err := os.WriteFile(temporary, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o644); err != nil {
@@ -550,25 +421,4 @@ func (p *pipeConn) SetReadDeadline(t time.Time) error {
 func (p *pipeConn) SetWriteDeadline(t time.Time) error {
 	_ = p.out.SetWriteDeadline(t) // see SetDeadline
 	return nil
-}
-
-// serveMetrics serves HTTP on a loopback address until stop is called.
-func serveMetrics(address string, e *daemon.Exporter) (stop func(), err error) {
-	l, err := daemon.ListenTCP(address, false, false)
-	if err != nil {
-		return nil, fmt.Errorf("--metrics: %w", err)
-	}
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(e.Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) }) // a client that left
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = server.Serve(l) }() // ends with Close
-	return func() { _ = server.Close() }, nil
 }

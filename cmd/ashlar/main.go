@@ -1,10 +1,11 @@
 // Command ashlar is a userspace block device engine: one binary that exports
-// block devices and measures them.
+// block devices, measures them, and controls a daemon that keeps pools of them.
 package main
 
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime/debug"
 
@@ -39,9 +40,15 @@ func (e *exitError) Error() string { return fmt.Sprintf("the command ended with 
 
 func main() { os.Exit(run(os.Args[1:])) }
 
-func run(args []string) int {
+func run(args []string) int { return execute(args, os.Stdin, os.Stdout, os.Stderr) }
+
+// execute runs a command line to its end and returns the exit code.
+func execute(args []string, in io.Reader, out, errs io.Writer) int {
 	root := newRootCommand()
 	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errs)
 	began := false
 	noteStart(root, &began)
 	command, err := root.ExecuteC()
@@ -52,10 +59,10 @@ func run(args []string) int {
 	if errors.As(err, &exit) {
 		return exit.code
 	}
-	fmt.Fprintf(os.Stderr, "ashlar: %v\n", err)
+	fmt.Fprintf(errs, "ashlar: %v\n", err)
 	var usage *usageError
 	if errors.As(err, &usage) || !began { // whatever stops a command before it begins is in the command line
-		fmt.Fprintf(os.Stderr, "See '%s --help'.\n", command.CommandPath())
+		fmt.Fprintf(errs, "See '%s --help'.\n", command.CommandPath())
 		return exitUsage
 	}
 	return exitFailure
@@ -66,7 +73,8 @@ func newRootCommand() *cobra.Command {
 		Use:   "ashlar",
 		Short: "Userspace block devices over NBD",
 		Long: `Ashlar is a userspace block device engine. It exports files, disks and memory as
-block devices over NBD, and measures them.
+block devices over NBD, and measures them. A daemon keeps pools with thin volumes
+and snapshots; pool, volume, snapshot, job and events ask it.
 
 Exit codes: 0 done; 1 what was asked could not be done; 2 the command line is
 wrong; with export --run, the exit code of the command that was run.`,
@@ -76,7 +84,9 @@ wrong; with export --run, the exit code of the command that was run.`,
 		DisableAutoGenTag: true,
 	}
 	root.SetVersionTemplate("ashlar {{.Version}}\n")
-	root.AddCommand(newExportCommand(), newBenchCommand(), newManCommand(), newVersionCommand())
+	root.AddCommand(newExportCommand(), newBenchCommand(), newManCommand(), newVersionCommand(),
+		newPoolCommand(), newVolumeCommand(), newSnapshotCommand(), newJobCommand(), newEventsCommand())
+	root.AddCommand(newServeCommand())
 	return root
 }
 

@@ -18,6 +18,7 @@ import (
 const mainVariable = "ASHLAR_TEST_MAIN"
 
 func TestMain(m *testing.M) {
+	_ = os.Setenv("TZ", "UTC") // tables show local time; fails for an empty name only
 	if os.Getenv(mainVariable) != "" {
 		_ = os.Unsetenv(mainVariable) // not for children; fails for an empty name only
 		os.Exit(run(os.Args[1:]))
@@ -183,7 +184,7 @@ func TestManWritesAPageForEachCommand(t *testing.T) {
 	if code, _, stderr := ashlar(t, "man", "--dir", dir); code != 0 {
 		t.Fatalf("exit code %d\n%s", code, stderr)
 	}
-	for _, page := range []string{"ashlar.1", "ashlar-export.1", "ashlar-bench.1", "ashlar-version.1"} {
+	for _, page := range []string{"ashlar.1", "ashlar-export.1", "ashlar-bench.1", "ashlar-version.1", "ashlar-pool-create.1", "ashlar-volume.1", "ashlar-snapshot-delete.1", "ashlar-job-watch.1", "ashlar-events.1"} {
 		if b, err := os.ReadFile(filepath.Join(dir, page)); err != nil || !bytes.Contains(b, []byte(".SH OPTIONS")) {
 			t.Errorf("%s: %v", page, err)
 		}

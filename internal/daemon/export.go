@@ -4,15 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
-	"os"
-	"runtime"
-	"runtime/debug"
 	"slices"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/ashlar-storage/ashlar/datapath"
 	"github.com/ashlar-storage/ashlar/datapath/filedev"
@@ -67,11 +60,9 @@ func StartExport(c ExportConfig) (*Exporter, error) {
 }
 
 func (e *Exporter) start(c *ExportConfig) error {
-	if c.Reactors == 0 {
-		c.Reactors = max(1, len(c.CPUs))
-	}
-	if len(c.CPUs) > 0 && len(c.CPUs) < c.Reactors {
-		return fmt.Errorf("%d reactors cannot be pinned to %d CPUs: name one CPU a reactor", c.Reactors, len(c.CPUs))
+	rc := ReactorConfig{Reactors: c.Reactors, CPUs: c.CPUs, Poll: c.Poll, Engine: c.Engine, BufferBytes: c.BufferBytes}
+	if err := rc.check(); err != nil {
+		return err
 	}
 	for _, s := range c.Sources {
 		d, how, err := s.open(c.ReadOnly, c.Access)
@@ -95,53 +86,15 @@ func (e *Exporter) start(c *ExportConfig) error {
 		}
 		e.log.Info("export", "name", s.Name, "size", d.Info().Size, "read_only", d.Info().ReadOnly || c.ReadOnly, "access", how)
 	}
-	tuneRuntime(c.Reactors)
-	raiseDescriptors(e.log)
-	for i := range c.Reactors {
-		rc := reactor.Config{Name: fmt.Sprintf("r%d", i), Engine: c.Engine, Poll: c.Poll, BufferBytes: c.BufferBytes, Log: c.Log}
-		if len(c.CPUs) > 0 {
-			rc.CPU = c.CPUs[i] + 1
-		}
-		r, err := reactor.Start(rc)
-		if err != nil {
-			return err
-		}
-		e.Reactors = append(e.Reactors, r)
-		e.log.Info("reactor", "name", r.Name(), "engine", r.Describe(), "poll", rc.Poll, "cpu", rc.CPU-1)
-	}
 	var err error
+	if e.Reactors, err = rc.start(e.log); err != nil {
+		return err
+	}
 	e.Server, err = nbd.NewServer(nbd.ServerConfig{
 		Reactors: e.Reactors, Exports: e.Exports, Log: c.Log,
 		TLS: c.TLS, TLSConfig: c.TLSConfig, NoList: c.NoList, ConnectionsMax: c.Connections, Depth: c.Depth,
 	})
 	return err
-}
-
-// tuneRuntime gives the Go runtime what a reactor needs of it: processors beside
-// the reactors' own, or HTTP and the garbage collector starve, and little garbage
-// collection, since the data path makes no garbage.
-func tuneRuntime(reactors int) {
-	if n := reactors + 2; runtime.GOMAXPROCS(0) < n {
-		runtime.GOMAXPROCS(n)
-	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(1 << 30) // of the Go heap; data buffers lie outside it
-	}
-}
-
-// raiseDescriptors allows as many descriptors as the system lets us have.
-func raiseDescriptors(log *slog.Logger) {
-	var l unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur == l.Max {
-		return
-	}
-	l.Cur = l.Max
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
-		log.Debug("the limit of open files stays", "error", err)
-	}
 }
 
 // Stop drains the server, then closes everything.
@@ -151,67 +104,11 @@ func (e *Exporter) Stop(ctx context.Context) error {
 }
 
 func (e *Exporter) close() error {
-	for _, r := range e.Reactors {
-		r.Stop()
-	}
+	stopReactors(e.Reactors)
 	var errs []error
 	for _, d := range e.devices {
 		errs = append(errs, d.Close())
 	}
 	e.Reactors, e.devices = nil, nil
 	return errors.Join(errs...)
-}
-
-// ListenUnix listens on a socket file. A file left behind by a server that is
-// gone is replaced; one that somebody answers on is not.
-func ListenUnix(path string) (net.Listener, error) {
-	l, err := net.Listen("unix", path)
-	if err == nil {
-		return l, nil
-	}
-	if !errors.Is(err, unix.EADDRINUSE) {
-		return nil, fmt.Errorf("listen on socket %s: %w", path, unwrap(err))
-	}
-	if info, statErr := os.Lstat(path); statErr != nil || info.Mode()&os.ModeSocket == 0 {
-		return nil, fmt.Errorf("listen on socket %s: the path exists and is no socket", path)
-	}
-	if c, dialErr := net.Dial("unix", path); dialErr == nil {
-		_ = c.Close() // only asked whether anyone is there
-		return nil, fmt.Errorf("listen on socket %s: another server answers there", path)
-	}
-	if err := os.Remove(path); err != nil {
-		return nil, fmt.Errorf("listen on socket %s: replace what a dead server left: %w", path, err)
-	}
-	if l, err = net.Listen("unix", path); err != nil {
-		return nil, fmt.Errorf("listen on socket %s: %w", path, unwrap(err))
-	}
-	return l, nil
-}
-
-// ListenTCP listens on host:port. Without TLS required, an address beyond this
-// host needs the operator's word.
-func ListenTCP(address string, encrypted, insecure bool) (net.Listener, error) {
-	a, err := net.ResolveTCPAddr("tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", address, err)
-	}
-	if !encrypted && !insecure && !a.IP.IsLoopback() {
-		return nil, fmt.Errorf("listen on %s: this would serve plain text to the network; use --tls require with --tls-cert and --tls-key, a loopback address, or --insecure-plaintext", address)
-	}
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false) // the kernel's MPTCP sockets cost more and gain nothing here
-	l, err := lc.Listen(context.Background(), "tcp", a.String())
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", address, unwrap(err))
-	}
-	return l, nil
-}
-
-// unwrap takes net's repetition of the address off an error.
-func unwrap(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return op.Err
-	}
-	return err
 }

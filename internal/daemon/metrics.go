@@ -6,13 +6,28 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ashlar-storage/ashlar/datapath"
+	"github.com/ashlar-storage/ashlar/datapath/filter"
+	"github.com/ashlar-storage/ashlar/datapath/reactor"
+	"github.com/ashlar-storage/ashlar/nbd"
 )
 
-// collector reads the counters of an Exporter when Prometheus asks.
-type collector struct{ e *Exporter }
+// collector reads counters when Prometheus asks.
+type collector struct {
+	server   *nbd.Server
+	reactors []*reactor.Reactor
+	stats    func() map[string]*filter.StatsSnapshot // by export
+}
 
 // Collector is the exporter's metrics.
-func (e *Exporter) Collector() prometheus.Collector { return &collector{e} }
+func (e *Exporter) Collector() prometheus.Collector {
+	return &collector{e.Server, e.Reactors, func() map[string]*filter.StatsSnapshot {
+		all := make(map[string]*filter.StatsSnapshot, len(e.stats))
+		for name, stats := range e.stats {
+			all[name] = stats.Snapshot()
+		}
+		return all
+	}}
+}
 
 var (
 	descRequests    = prometheus.NewDesc("nbd_requests_total", "Requests begun, by operation.", []string{"op"}, nil)
@@ -50,7 +65,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	s := c.e.Server.Stats()
+	s := c.server.Stats()
 	for op := range datapath.OpCount {
 		counter(descRequests, float64(s.Totals.Requests[op]), op.String())
 	}
@@ -63,8 +78,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter(descAccepted, float64(s.Accepted))
 	counter(descRefused, float64(s.Refused))
 	counter(descHandshakes, float64(s.HandshakesFailed))
-	for name, stats := range c.e.stats {
-		snapshot := stats.Snapshot()
+	for name, snapshot := range c.stats() {
 		for op := range datapath.OpCount {
 			if h := &snapshot[op].Latency; snapshot[op].Count > 0 {
 				ch <- prometheus.MustNewConstHistogram(descLatency, snapshot[op].Count, h.Mean().Seconds()*float64(snapshot[op].Count),
@@ -72,7 +86,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 	}
-	for _, r := range c.e.Reactors {
+	for _, r := range c.reactors {
 		st := r.Stats()
 		counter(descTime, st.Busy.Seconds(), st.Name, "busy")
 		counter(descTime, st.Spun.Seconds(), st.Name, "spin")

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/ashlar-storage/ashlar/control/controlpb"
+)
+
+const (
+	rateWindow = 10 * time.Second // long enough to smooth a job that works in bursts, short enough to follow a change of its rate
+	plainEvery = 10 * time.Second // between lines where there is no terminal: a log of an hour stays readable
+)
+
+// progress shows a job while it runs: one line that changes on a terminal, a line
+// now and then elsewhere.
+type progress struct {
+	out      io.Writer
+	terminal bool
+	width    int       // of what the line shows now
+	last     time.Time // of the last plain line
+	samples  []sample  // of the last rateWindow, oldest first
+}
+
+type sample struct {
+	at   time.Time
+	done uint64
+}
+
+func newProgress(out io.Writer) *progress {
+	f, ok := out.(*os.File)
+	return &progress{out: out, terminal: ok && term.IsTerminal(int(f.Fd()))}
+}
+
+// show shows the state of a job at a time.
+func (p *progress) show(j *controlpb.Job, now time.Time) {
+	text := p.line(j, now)
+	running := j.GetState() == controlpb.JobState_JOB_STATE_RUNNING
+	switch {
+	case p.terminal:
+		fmt.Fprintf(p.out, "\r%s%s", text, strings.Repeat(" ", max(p.width-len(text), 0)))
+		p.width = len(text)
+	case !running: // the result says it
+	case p.last.IsZero() || now.Sub(p.last) >= plainEvery:
+		fmt.Fprintln(p.out, text)
+		p.last = now
+	}
+}
+
+// end leaves the line.
+func (p *progress) end() {
+	if p.terminal && p.width > 0 {
+		fmt.Fprintln(p.out)
+		p.width = 0
+	}
+}
+
+// line is the state of a job with its rate, and when it will end at that rate.
+func (p *progress) line(j *controlpb.Job, now time.Time) string {
+	p.samples = append(p.samples, sample{now, j.GetDoneBytes()})
+	for len(p.samples) > 2 && now.Sub(p.samples[1].at) >= rateWindow {
+		p.samples = p.samples[1:]
+	}
+	text := fmt.Sprintf("%s %s: %s", word(j.GetKind()), j.GetTarget(), humane(j.GetDoneBytes()))
+	if j.GetTotalBytes() > 0 {
+		text += fmt.Sprintf(" of %s, %s", humane(j.GetTotalBytes()), percent(j.GetDoneBytes(), j.GetTotalBytes()))
+	}
+	if j.GetState() == controlpb.JobState_JOB_STATE_RUNNING {
+		first := p.samples[0]
+		if seconds := now.Sub(first.at).Seconds(); seconds > 0 && j.GetDoneBytes() > first.done {
+			rate := float64(j.GetDoneBytes()-first.done) / seconds
+			text += fmt.Sprintf(", %s/s", humane(uint64(rate)))
+			if left := j.GetTotalBytes() - j.GetDoneBytes(); j.GetTotalBytes() > j.GetDoneBytes() && rate >= 1 {
+				text += ", " + eta(float64(left)/rate) + " left"
+			}
+		}
+	}
+	if j.GetDamagedBlocks() > 0 {
+		text += fmt.Sprintf(", %d damaged blocks", j.GetDamagedBlocks())
+	}
+	return text
+}
+
+// eta prints seconds to come, roughly.
+func eta(seconds float64) string {
+	if seconds > 100*24*3600 {
+		return "more than 100 days"
+	}
+	d := time.Duration(seconds * float64(time.Second))
+	switch {
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%d days", d/(24*time.Hour))
+	case d >= time.Hour:
+		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	}
+	return max(d.Round(time.Second), time.Second).String()
+}

@@ -1,0 +1,185 @@
+package pool
+
+import (
+	"math/bits"
+	"sync"
+)
+
+// allocator knows which clusters are free. What it knows is derived at open from
+// the maps; nothing of it is stored.
+type allocator struct {
+	mu    sync.Mutex
+	zones []zoneAlloc
+	disks []diskAlloc
+	next  int // disk to take from next: clusters are striped over the disks
+
+	// In clusters.
+	free     uint64 // clear bits
+	grace    uint64 // freed, but not yet for reuse; not in free
+	reserved uint64 // promised to thick volumes
+	reserve  uint64 // kept for metadata
+}
+
+// zoneAlloc is the free map of one zone: a set bit is in use.
+type zoneAlloc struct {
+	disk  int
+	bits  []uint64
+	count uint32 // clusters that exist; bits past them are set
+	free  uint32
+}
+
+// diskAlloc is where the search on a disk goes on.
+type diskAlloc struct {
+	zones []uint32 // of the pool, in order
+	zone  int      // index into zones
+	word  int
+	free  uint64
+}
+
+// addZone makes clusters [0, count) of a new last zone free.
+func (a *allocator) addZone(disk int, size, count uint32) {
+	z := zoneAlloc{disk: disk, bits: make([]uint64, (size+63)/64), count: count, free: count}
+	for i := count; i < uint32(len(z.bits))*64; i++ {
+		z.bits[i/64] |= 1 << (i % 64)
+	}
+	for len(a.disks) <= disk {
+		a.disks = append(a.disks, diskAlloc{})
+	}
+	d := &a.disks[disk]
+	d.zones = append(d.zones, uint32(len(a.zones)))
+	d.free += uint64(count)
+	a.zones = append(a.zones, z)
+	a.free += uint64(count)
+}
+
+// extendZone makes clusters of a zone that was shorter free, up to count.
+func (a *allocator) extendZone(zone int, count uint32) {
+	z := &a.zones[zone]
+	for i := z.count; i < count; i++ {
+		z.bits[i/64] &^= 1 << (i % 64)
+	}
+	added := count - z.count
+	z.count, z.free = count, z.free+added
+	a.disks[z.disk].free += uint64(added)
+	a.free += uint64(added)
+}
+
+// use marks a cluster; false: it is in use already, or does not exist.
+func (a *allocator) use(cluster, zoneClusters uint32) bool {
+	zone, i := cluster/zoneClusters, cluster%zoneClusters
+	if int(zone) >= len(a.zones) {
+		return false
+	}
+	z := &a.zones[zone]
+	if z.bits[i/64]&(1<<(i%64)) != 0 {
+		return false
+	}
+	z.bits[i/64] |= 1 << (i % 64)
+	z.free--
+	a.disks[z.disk].free--
+	a.free--
+	return true
+}
+
+// claim says what an allocation may use.
+type claim uint8
+
+const (
+	claimData     claim = iota // what nobody has reserved
+	claimReserved              // of a thick volume's reservation
+	claimMeta                  // metadata: the pool's reserve too
+)
+
+// take takes a free cluster. The disks take turns.
+func (a *allocator) take(c claim, zoneClusters uint32) (cluster uint32, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch c {
+	case claimData:
+		if a.free <= a.reserved+a.reserve {
+			return 0, false
+		}
+	case claimReserved:
+		if a.reserved == 0 || a.free <= a.reserve {
+			return 0, false
+		}
+	}
+	for range a.disks {
+		d := &a.disks[a.next]
+		a.next = (a.next + 1) % len(a.disks)
+		if d.free == 0 {
+			continue
+		}
+		cluster, ok = a.takeFrom(d, zoneClusters)
+		if ok {
+			if c == claimReserved {
+				a.reserved--
+			}
+			return cluster, true
+		}
+	}
+	return 0, false
+}
+
+func (a *allocator) takeFrom(d *diskAlloc, zoneClusters uint32) (uint32, bool) {
+	for range len(d.zones) + 1 { // the first one again, from its beginning
+		z := &a.zones[d.zones[d.zone]]
+		if z.free > 0 {
+			for ; d.word < len(z.bits); d.word++ {
+				if w := z.bits[d.word]; w != ^uint64(0) {
+					i := bits.TrailingZeros64(^w)
+					z.bits[d.word] |= 1 << i
+					z.free--
+					d.free--
+					a.free--
+					return d.zones[d.zone]*zoneClusters + uint32(d.word*64+i), true
+				}
+			}
+		}
+		d.zone, d.word = (d.zone+1)%len(d.zones), 0
+	}
+	return 0, false
+}
+
+// put gives clusters back for reuse.
+func (a *allocator) put(clusters []uint32, zoneClusters uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range clusters {
+		z := &a.zones[c/zoneClusters]
+		i := c % zoneClusters
+		z.bits[i/64] &^= 1 << (i % 64)
+		z.free++
+		a.disks[z.disk].free++
+		a.free++
+	}
+}
+
+// putNow gives back one cluster that was never in use.
+func (a *allocator) putNow(c uint32, reserved bool, zoneClusters uint32) {
+	a.put([]uint32{c}, zoneClusters)
+	if reserved {
+		a.mu.Lock()
+		a.reserved++
+		a.mu.Unlock()
+	}
+}
+
+// promise changes the reservation by n clusters; false: there is not that much.
+func (a *allocator) promise(n int64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n > 0 && a.free+a.grace < a.reserved+a.reserve+uint64(n) {
+		return false
+	}
+	a.reserved = uint64(int64(a.reserved) + n)
+	return true
+}
+
+// used reports whether a cluster is in use.
+func (a *allocator) used(cluster, zoneClusters uint32) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	z, i := &a.zones[cluster/zoneClusters], cluster%zoneClusters
+	return i < z.count && z.bits[i/64]&(1<<(i%64)) != 0
+}

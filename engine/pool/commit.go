@@ -1,0 +1,369 @@
+package pool
+
+import (
+	"fmt"
+	"math/bits"
+	"time"
+)
+
+// commitWork is what the committer has been asked for.
+type commitWork struct {
+	flushes []waiter     // make everything completed durable
+	spaces  []waiter     // and give back what was freed
+	regions []regionWait // make a region dirty
+	txns    []*txn
+	cleans  []uint32 // regions that have become clean
+	commit  bool     // like a flush that nobody waits for
+}
+
+// reset empties w and keeps its memory.
+func (w *commitWork) reset() {
+	clear(w.flushes)
+	clear(w.spaces)
+	clear(w.regions)
+	clear(w.txns)
+	*w = commitWork{flushes: w.flushes[:0], spaces: w.spaces[:0], regions: w.regions[:0], txns: w.txns[:0], cleans: w.cleans[:0]}
+}
+
+type regionWait struct {
+	index uint32
+	w     waiter
+}
+
+// txn changes several things at once. The committer runs apply, with applyMu
+// held, at a point where no map is being captured; the records it returns are in
+// one group, and done hears when that is durable.
+type txn struct {
+	apply func(b []byte) []byte
+	done  chan error
+}
+
+// commitTxn runs a transaction and waits until it is durable.
+func (p *Pool) commitTxn(apply func(b []byte) []byte) error {
+	if err := p.writable(); err != nil {
+		return err
+	}
+	t := &txn{apply: apply, done: make(chan error, 1)}
+	p.request.Lock()
+	p.request.txns = append(p.request.txns, t)
+	p.request.Unlock()
+	p.kickCommitter()
+	select {
+	case err := <-t.done:
+		return err
+	case <-p.stopping:
+		select {
+		case err := <-t.done:
+			return err
+		case <-time.After(10 * time.Second): // the committer finishes what it has before it ends
+			return fmt.Errorf("pool %s: %w", p.name, ErrStopped)
+		}
+	}
+}
+
+func (p *Pool) kickCommitter() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// flushWaiter is a waiter for a goroutine.
+type flushWaiter chan error
+
+func (w flushWaiter) wake(err error) { w <- err }
+
+// commitAll makes everything that has completed durable and waits for it.
+func (p *Pool) commitAll() error {
+	w := make(flushWaiter, 1)
+	p.request.Lock()
+	p.request.flushes = append(p.request.flushes, w)
+	p.request.Unlock()
+	p.kickCommitter()
+	return <-w
+}
+
+// askFlush wakes w when everything completed so far is durable. Any thread.
+func (p *Pool) askFlush(w waiter) {
+	p.request.Lock()
+	p.request.flushes = append(p.request.flushes, w)
+	p.request.Unlock()
+	p.kickCommitter()
+}
+
+// askSpace wakes w when what was freed so far may be used again. Any thread.
+func (p *Pool) askSpace(w waiter) {
+	p.request.Lock()
+	p.request.spaces = append(p.request.spaces, w)
+	p.request.Unlock()
+	p.kickCommitter()
+}
+
+// askDirty wakes w when a region is dirty. Any thread.
+func (p *Pool) askDirty(index uint32, w waiter) {
+	p.request.Lock()
+	p.request.regions = append(p.request.regions, regionWait{index, w})
+	p.request.Unlock()
+	p.kickCommitter()
+}
+
+// runCommitter is the one goroutine that writes the journal. It ends with
+// stopping, after what was asked for until then.
+func (p *Pool) runCommitter() {
+	defer p.stopped.Done()
+	var work commitWork
+	for {
+		stop := false
+		select {
+		case <-p.kick:
+		case <-p.stopping:
+			stop = true
+		}
+		p.request.Lock()
+		work, p.request.commitWork = p.request.commitWork, work
+		p.request.Unlock()
+		p.commit(&work)
+		work.reset()
+		if stop {
+			return
+		}
+	}
+}
+
+// commit does what was asked for.
+//
+// Where only regions have to become dirty, their records are written and nothing
+// else: no data is waited for. Otherwise: transactions change memory, the changed
+// entries are captured, all disks are flushed (each entry captured had its data
+// completed before, so now that is durable), and the records follow.
+func (p *Pool) commit(w *commitWork) {
+	full := w.commit || len(w.flushes)+len(w.spaces)+len(w.txns) > 0
+	err := p.failed()
+	if p.config.ReadOnly && err == nil {
+		err = p.writable()
+	}
+	if err == nil && len(w.regions)+len(w.cleans) > 0 && !full {
+		err = p.commitRegions(w)
+	} else if err == nil && full {
+		err = p.commitMaps(w)
+	}
+	for _, x := range w.regions {
+		x.w.wake(err)
+	}
+	for _, t := range w.txns {
+		t.done <- err
+	}
+	for _, x := range w.flushes {
+		x.wake(err)
+	}
+	if len(w.spaces) > 0 {
+		for range 2000 { // requests under way end in less
+			if err != nil || !p.reclaim() {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		for _, x := range w.spaces {
+			x.wake(err)
+		}
+	}
+	if p.journal.used() > p.journal.capacity()/2 {
+		p.wakeKeeper()
+	}
+}
+
+// regionRecords appends the records that make regions dirty or clean. sumsMu is held.
+func (p *Pool) regionRecords(b []byte, w *commitWork) []byte {
+	record := func(index uint32, to regionState) {
+		_, z := p.regionAt(index)
+		state := &z.states[index%uint32(len(z.regions))]
+		if regionState(state.Load()) != to {
+			state.Store(uint32(to))
+			z.stale.Store(true)
+			b = appendRecord(b, recordRegion, index, uint32(to))
+		}
+	}
+	for _, index := range w.cleans {
+		if g, _ := p.regionAt(index); g.state.Load()&regionIsDirty == 0 {
+			record(index, regionClean)
+		}
+	}
+	for _, x := range w.regions {
+		record(x.index, regionDirty)
+	}
+	return b
+}
+
+// lockRegions takes sumsMu with the pages of the regions that shall become dirty
+// in memory.
+func (p *Pool) lockRegions(w *commitWork) error {
+	for {
+		p.sumsMu.Lock()
+		missing, found := uint32(0), false
+		for _, x := range w.regions {
+			if g, _ := p.regionAt(x.index); g.page.Load() == nil || g.state.Load()&regionUntrusted != 0 {
+				missing, found = x.index, true
+				break
+			}
+		}
+		if !found {
+			return nil
+		}
+		p.sumsMu.Unlock()
+		if err := p.loadSums(missing); err != nil {
+			return err
+		}
+	}
+}
+
+// markDirty lets writes into the regions whose records are durable. sumsMu is held.
+func (p *Pool) markDirty(w *commitWork) {
+	for _, x := range w.regions {
+		g, _ := p.regionAt(x.index)
+		g.state.Or(regionIsDirty | regionUsed)
+		if p.dirty[x.index] == nil {
+			p.dirty[x.index] = &dirtyRegion{}
+		}
+	}
+	if len(w.regions) > 0 {
+		p.wakeKeeper()
+	}
+}
+
+func (p *Pool) commitRegions(w *commitWork) error {
+	if err := p.journal.room(p, 64<<10); err != nil {
+		return err
+	}
+	if err := p.lockRegions(w); err != nil {
+		return err
+	}
+	defer p.sumsMu.Unlock()
+	records := p.regionRecords(p.journal.records[:0], w)
+	p.journal.records = records
+	if len(records) > 0 {
+		p.applyMu.Lock()
+		err := p.journal.append(p, [][]byte{records}, p.settled.Load())
+		p.applyMu.Unlock()
+		if err != nil {
+			p.fail(err)
+			return err
+		}
+	}
+	p.markDirty(w)
+	return nil
+}
+
+// commitMaps captures and writes in rounds, each small enough for the journal.
+func (p *Pool) commitMaps(w *commitWork) error {
+	p.freed.Lock()
+	freed := p.freed.clusters
+	p.freed.clusters = nil
+	p.freed.Unlock()
+
+	var pages *mapPage // captured from the stack, not yet from themselves
+	var through uint64
+	for first := true; first || pages != nil; first = false {
+		if err := p.journal.room(p, p.journal.capacity()/3); err != nil {
+			return err
+		}
+		if first {
+			if err := p.lockRegions(w); err != nil {
+				return err
+			}
+		}
+		err := func() error {
+			if first {
+				defer p.sumsMu.Unlock()
+			}
+			p.applyMu.Lock()
+			defer p.applyMu.Unlock()
+			var chunks [][]byte
+			p.captureMu.Lock()
+			if first {
+				for _, t := range p.early {
+					chunks = append(chunks, t(nil))
+				}
+				p.early = nil
+				if b := p.regionRecords(nil, w); len(b) > 0 {
+					chunks = append(chunks, b)
+				}
+				for _, t := range w.txns {
+					if b := t.apply(nil); len(b) > 0 {
+						chunks = append(chunks, b)
+					}
+				}
+				through = p.changes.Load()
+				pages = p.changed.Swap(nil)
+			}
+			size := 0
+			for pages != nil && size < int(p.journal.capacity()/4) {
+				page := pages
+				pages = page.next
+				page.next = nil
+				b := p.capture(page)
+				size += len(b)
+				if len(b) > 0 {
+					chunks = append(chunks, b)
+				}
+			}
+			p.captureMu.Unlock()
+			pending := p.settled.Load()
+			if pages == nil {
+				pending = through
+			}
+			if err := flushAll(p.disks); err != nil {
+				return err
+			}
+			if len(chunks) > 0 {
+				if err := p.journal.append(p, chunks, pending); err != nil {
+					return err
+				}
+			}
+			if first {
+				p.markDirty(w)
+			}
+			return nil
+		}()
+		if err != nil {
+			p.fail(err)
+			return err
+		}
+	}
+	p.settled.Store(through)
+	if len(freed) > 0 {
+		p.grace.Lock()
+		p.grace.waiting = append(p.grace.waiting, graceBatch{p.epoch.Load(), freed})
+		p.grace.Unlock()
+		p.reclaim()
+	}
+	return nil
+}
+
+// capture makes records of the entries of a page that the journal does not have.
+// applyMu is held for writing.
+func (p *Pool) capture(page *mapPage) []byte {
+	page.queued.Store(false) // a change from here on queues it again
+	var b []byte
+	for i := range page.dirty {
+		for word := page.dirty[i].Swap(0); word != 0; word &= word - 1 {
+			j := uint32(i*64 + bits.TrailingZeros64(word))
+			if b == nil {
+				b = make([]byte, 0, 1024)
+			}
+			b = appendMapRecord(b, page.layer.id, page.index*mapEntries+j, entry(page.entries[j].Load()))
+		}
+	}
+	if len(b) > 0 {
+		p.markStale(page)
+	}
+	return b
+}
+
+// markStale notes that a page has to be written by the next checkpoint. applyMu is
+// held for writing.
+func (p *Pool) markStale(page *mapPage) {
+	if !page.stale {
+		page.stale = true
+		p.stale = append(p.stale, page)
+	}
+}

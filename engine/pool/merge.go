@@ -1,0 +1,372 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+	"time"
+
+	"github.com/ashlar-storage/ashlar/datapath"
+)
+
+// mergeBatch is how many clusters are merged in one transaction. Those of a live
+// volume are locked meanwhile, which its writers feel.
+const mergeBatch = 32
+
+// startMerging has hidden layers merged into their children, until there is none
+// left that can be. mu may be held. With Config.Manual, Maintain does it.
+func (p *Pool) startMerging() {
+	if p.config.Manual {
+		return
+	}
+	p.merging.Lock()
+	defer p.merging.Unlock()
+	p.merging.again = true
+	if p.merging.running || p.jobs.stopped.Load() || p.config.ReadOnly {
+		return
+	}
+	p.merging.running = true
+	p.jobs.running.Add(1)
+	go func() { // ends with jobs.stop
+		defer p.jobs.running.Done()
+		for {
+			p.merging.Lock()
+			if !p.merging.again {
+				p.merging.running = false
+				p.merging.Unlock()
+				return
+			}
+			p.merging.again = false
+			p.merging.Unlock()
+			if err := p.mergeAll(); err != nil && !errors.Is(err, errClosing) && !errors.Is(err, ErrStopped) {
+				p.log.Error("merge", "pool", p.name, "error", err)
+			}
+		}
+	}()
+}
+
+// mergeAll merges or removes every hidden layer that has less than two children.
+func (p *Pool) mergeAll() error {
+	for {
+		l, child := p.nextHidden()
+		if l == nil {
+			return nil
+		}
+		var err error
+		if child == nil {
+			err = p.removeHidden(l)
+		} else {
+			err = p.merge(l, child)
+		}
+		if err != nil {
+			if errors.Is(err, errClosing) {
+				return err // goes on when the pool is opened again
+			}
+			l.job.end(err)
+			return fmt.Errorf("layer %d: %w", l.id, err)
+		}
+	}
+}
+
+// nextHidden finds a hidden layer to remove or merge, the oldest first.
+func (p *Pool) nextHidden() (l, child *layer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var hidden []*layer
+	for _, x := range p.layers {
+		if x.rec.flags&layerHidden != 0 && x.children < 2 {
+			hidden = append(hidden, x)
+		}
+	}
+	if len(hidden) == 0 {
+		return nil, nil
+	}
+	sort.Slice(hidden, func(i, j int) bool { return hidden[i].id < hidden[j].id })
+	l = hidden[0]
+	for _, x := range p.layers {
+		if x.rec.parent == l.id {
+			child = x
+		}
+	}
+	if l.job == nil {
+		l.job = p.jobs.begin(p, JobMerge, fmt.Sprintf("layer %d", l.id), uint64(l.owned.Load())<<clusterShift)
+	}
+	return l, child
+}
+
+// removeHidden removes a layer that nothing stands on.
+func (p *Pool) removeHidden(l *layer) error {
+	p.mu.Lock()
+	err := p.commitTxn(func(b []byte) []byte {
+		p.dropPairs(l)
+		return appendRecord(b, recordRemove, l.id)
+	})
+	if err == nil {
+		p.removeLayer(l)
+	}
+	p.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	p.freeLayer(l, l.job)
+	return nil
+}
+
+// startFreeing gives back the clusters of a layer whose removal is durable.
+func (p *Pool) startFreeing(l *layer, j *job) {
+	if p.config.Manual {
+		p.freeLayer(l, j)
+		return
+	}
+	p.jobs.running.Add(1)
+	go func() { // ends by itself; memory only
+		defer p.jobs.running.Done()
+		p.freeLayer(l, j)
+	}()
+}
+
+func (p *Pool) freeLayer(l *layer, j *job) {
+	var batch []uint32
+	put := func() {
+		p.alloc.mu.Lock()
+		p.alloc.grace += uint64(len(batch))
+		p.alloc.mu.Unlock()
+		p.grace.Lock()
+		p.grace.waiting = append(p.grace.waiting, graceBatch{p.epoch.Load(), batch})
+		p.grace.Unlock()
+		j.done.Add(uint64(len(batch)) << clusterShift)
+		batch = nil
+	}
+	l.each(0, func(_ uint32, e entry) bool {
+		if c := e.cluster(); c != noCluster {
+			batch = append(batch, c)
+			if len(batch) == 1<<16 {
+				put()
+			}
+		}
+		return true
+	})
+	put()
+	p.reclaim()
+	p.wakeKeeper()
+	j.end(nil)
+}
+
+// move is one cluster of a layer that goes into its child.
+type move struct {
+	v      uint32
+	locked *volume
+}
+
+// merge moves what child needs of l into it, cluster by cluster, and then takes l
+// out of the chain. Reads through child find the same at every moment, and after a
+// crash at any: each step is one transaction.
+func (p *Pool) merge(l, child *layer) error {
+	var moves []move
+	release := func() {
+		for _, m := range moves {
+			if m.locked != nil && m.locked.locks.release(m.v, wholeMask) {
+				m.locked.wakeAll()
+			}
+		}
+		moves = moves[:0]
+	}
+	flushBatch := func() error {
+		defer release()
+		return p.mergeClusters(l, child, moves)
+	}
+	for v := uint32(0); ; {
+		if p.jobs.stopped.Load() {
+			release()
+			return errClosing
+		}
+		at, found := uint32(0), false
+		l.each(v, func(x uint32, _ entry) bool {
+			at, found = x, true
+			return false
+		})
+		if !found || len(moves) >= mergeBatch {
+			n := len(moves)
+			if err := flushBatch(); err != nil {
+				return err
+			}
+			l.job.done.Add(uint64(n) << clusterShift)
+			if !found {
+				break
+			}
+			continue
+		}
+		m := move{v: at}
+		if vol := p.liveVolume(child); vol != nil {
+			if !vol.locks.try(at, wholeMask, false) {
+				if len(moves) > 0 {
+					// What is locked must not wait for what is not.
+					if err := flushBatch(); err != nil {
+						return err
+					}
+				}
+				time.Sleep(100 * time.Microsecond)
+				continue
+			}
+			m.locked = vol
+			if p.liveVolume(child) != vol {
+				// A snapshot was taken in between: the child is frozen now.
+				if vol.locks.release(at, wholeMask) {
+					vol.wakeAll()
+				}
+				continue
+			}
+		}
+		moves = append(moves, m)
+		v = at + 1
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rec := child.rec
+	rec.parent = l.rec.parent
+	err := p.commitTxn(func(b []byte) []byte {
+		child.rec = rec
+		p.storeRecord(child)
+		p.dropPairs(l)
+		p.merges.Add(1)
+		child.parent.Store(l.parent.Load())
+		p.merges.Add(1)
+		return appendRecord(appendLayerRecord(b, &rec), recordRemove, l.id)
+	})
+	if err != nil {
+		return err
+	}
+	l.removed = true
+	delete(p.layers, l.id) // the parent has as many children as before
+	l.job.end(nil)
+	return nil
+}
+
+// liveVolume is the volume whose head l is, nil when l is frozen.
+func (p *Pool) liveVolume(l *layer) *volume {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l.rec.flags&layerFrozen != 0 {
+		return nil
+	}
+	return l.vol
+}
+
+// wakeAll has all queues try their parked pieces again. Any goroutine.
+func (v *volume) wakeAll() {
+	for _, q := range *v.queues.Load() {
+		if q.waiting.Load() && q.woken.CompareAndSwap(false, true) {
+			q.r.Post(q)
+		}
+	}
+}
+
+// mergeClusters merges some clusters of l, whose places in child nobody else
+// changes now.
+func (p *Pool) mergeClusters(l, child *layer, moves []move) error {
+	if len(moves) == 0 {
+		return nil
+	}
+	type result struct {
+		v      uint32
+		from   entry // child's, before
+		to     entry // child's, after
+		freed  uint32
+		gained bool // the child has a cluster more
+	}
+	results := make([]result, 0, len(moves))
+	for _, m := range moves {
+		below, above := l.lookup(m.v), child.lookup(m.v)
+		r := result{v: m.v, from: above, to: above, freed: noCluster}
+		missing := below.mask() &^ above.mask()
+		if above.zero() {
+			missing = 0
+		}
+		switch {
+		case missing == 0:
+			r.to = makeEntry(above.cluster(), above.mask(), above.zero() || below.zero())
+			r.freed = below.cluster()
+		case above.cluster() == noCluster:
+			r.to, r.gained = below, true
+		default:
+			if err := p.copyBlocks(below.cluster(), above.cluster(), missing); err != nil {
+				return err
+			}
+			r.to = makeEntry(above.cluster(), above.mask()|missing, below.zero())
+			r.freed = below.cluster()
+		}
+		results = append(results, r)
+	}
+	return p.commitTxn(func(b []byte) []byte {
+		p.merges.Add(1)
+		for _, r := range results {
+			page, old := child.page(r.v), l.page(r.v)
+			i := r.v % mapEntries
+			page.entries[i].Store(uint64(r.to))
+			old.entries[i].Store(0)
+			p.markStale(page)
+			p.markStale(old)
+			b = appendMapRecord(b, child.id, r.v, r.to)
+			b = appendMapRecord(b, l.id, r.v, 0)
+			if r.freed != noCluster {
+				l.owned.Add(-1)
+				p.free(r.freed)
+			}
+			if r.gained {
+				l.owned.Add(-1)
+				child.owned.Add(1)
+			}
+		}
+		p.merges.Add(1)
+		return b
+	})
+}
+
+// copyBlocks copies blocks of a cluster into another that does not have them yet.
+// A block that differs from its checksum is copied with it, so that it stays
+// unproven.
+func (p *Pool) copyBlocks(from, to, mask uint32) error {
+	gFrom, iFrom, bFrom := p.region(from)
+	gTo, iTo, bTo := p.region(to)
+	if err := p.loadSums(iFrom); err != nil {
+		return err
+	}
+	sums := gFrom.page.Load()
+	for sums == nil { // dropped again
+		if err := p.loadSums(iFrom); err != nil {
+			return err
+		}
+		sums = gFrom.page.Load()
+	}
+	for !gTo.enter() {
+		w := make(flushWaiter, 1)
+		p.askDirty(iTo, w)
+		if err := <-w; err != nil {
+			return err
+		}
+	}
+	defer gTo.leave()
+	buffer := alignedBytes(clusterSize)
+	dFrom, aFrom := p.address(from)
+	dTo, aTo := p.address(to)
+	for b := uint32(0); b < clusterBlocks; {
+		if mask&(1<<b) == 0 {
+			b++
+			continue
+		}
+		n := run(mask, b)
+		data := buffer[:n*blockSize]
+		if err := dFrom.read(data, aFrom+uint64(b)*blockSize); err != nil {
+			return err
+		}
+		if err := dTo.start(datapath.OpWrite, 0, data, aTo+uint64(b)*blockSize).wait(); err != nil {
+			return err
+		}
+		page := gTo.page.Load()
+		for i := range n {
+			page.sums[bTo+b+i].Store(sums.sums[bFrom+b+i].Load())
+		}
+		b += n
+	}
+	return nil
+}

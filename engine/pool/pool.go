@@ -1,0 +1,311 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/ashlar-storage/ashlar/datapath/reactor"
+)
+
+// Pool is an open pool. Its methods may be called from any goroutine but a
+// reactor's.
+//
+// Lock order: mu, checkpointMu, sumsMu, applyMu, captureMu, the rest.
+type Pool struct {
+	id      uuid.UUID
+	name    string
+	created int64
+	config  Config
+	log     *slog.Logger
+	r       *reactor.Reactor
+	disks   []*disk // by index; nil: missing
+
+	zoneClusters uint32 // immutable
+	zones        atomic.Pointer[[]*zone]
+	alloc        allocator
+
+	mu        sync.Mutex
+	layers    map[uint32]*layer          // guarded by mu
+	volumes   map[string]*volume         // by name; guarded by mu
+	snapshots map[uuid.UUID]*snapshotSet // by volume; guarded by mu
+	closed    bool                       // guarded by mu
+
+	// applyMu is held for writing from the moment a transaction changes memory until
+	// its group is durable, and for reading while a page is copied for the disk: what
+	// a page holds is never ahead of the journal.
+	applyMu sync.RWMutex
+	// captureMu is held while maps are captured, which is a matter of memory only.
+	// Whoever holds it may change things and leave in early what makes the records
+	// of that, which come before those of anything captured later.
+	captureMu sync.Mutex
+	early     []func([]byte) []byte
+	// Guarded by applyMu: what differs from the disk.
+	stale        []*mapPage
+	staleLayers  []*layer
+	removedPairs []removedPair
+	nextLayer    atomic.Uint32 // id of the next layer; changed in transactions
+
+	changed atomic.Pointer[mapPage] // stack of pages with entries the journal does not have
+	changes atomic.Uint64           // numbers every change of a map
+	settled atomic.Uint64           // changes up to this one are durable
+	merges  atomic.Uint64           // odd while several layers change together
+	pending *pendingLog             // changes not yet durable, kept over the death of the process
+
+	request struct {
+		sync.Mutex
+		commitWork
+	}
+	kick    chan struct{}
+	journal journal
+
+	freed struct { // by discards and merges; the record that frees them is not durable yet
+		sync.Mutex
+		clusters []uint32
+	}
+	grace    graceList
+	epoch    atomic.Uint64
+	queuesMu sync.Mutex
+	queues   []*queue
+
+	sumsMu   sync.Mutex // guards dropping pages and making regions dirty, and what follows
+	dirty    map[uint32]*dirtyRegion
+	sumPages atomic.Int64
+
+	pairs        []uint64 // free pairs of metadata pages; owned by the checkpointer
+	metaCount    atomic.Int64
+	checkpointMu sync.Mutex
+	super        superblock // as last written; guarded by checkpointMu
+
+	stopping chan struct{}
+	stopped  sync.WaitGroup
+	failure  atomic.Pointer[error]
+	wake     chan struct{} // the keeper has something to do
+	rebuilds struct {
+		sync.Mutex
+		waiting map[uint32][]waiter
+	}
+
+	jobs    jobList
+	scrub   scrubState
+	merging struct {
+		sync.Mutex
+		running, again bool
+	}
+	spaceLevel atomic.Int32 // percent threshold last told
+	corrupt    atomic.Uint64
+	rebuildMu  sync.Mutex
+
+	// Owned by the keeper.
+	hand           uint32 // region the cache looks at next
+	unsettledSince time.Time
+	checkpointed   time.Time
+}
+
+// removedPair is where a page of a layer that is gone still lies. The page of its
+// record has to go, too; map pages of an unknown layer mean nothing.
+type removedPair struct {
+	pair   int64
+	record bool
+}
+
+// zone is about 1 GiB of a disk.
+type zone struct {
+	disk    *disk
+	index   uint32
+	start   uint64 // bytes, on the disk: the pair of zone pages
+	sums    uint64 // bytes: the pairs of checksum pages
+	data    uint64 // bytes: the clusters
+	regions []region
+	states  []atomic.Uint32 // regionState of each, as the journal has it; written by the committer
+
+	// Owned by the checkpointer.
+	stamp uint64
+	meta  zonePage // which clusters hold metadata
+	stale atomic.Bool
+}
+
+// waiter is told when something it waits for has ended. Called on a goroutine.
+type waiter interface{ wake(err error) }
+
+func (p *Pool) zoneOf(cluster uint32) *zone { return (*p.zones.Load())[cluster/p.zoneClusters] }
+
+// address is where a cluster lies.
+func (p *Pool) address(cluster uint32) (*disk, uint64) {
+	z := p.zoneOf(cluster)
+	return z.disk, z.data + uint64(cluster%p.zoneClusters)<<clusterShift
+}
+
+// region is the region of a cluster; block is the number of the cluster's first
+// block in it.
+func (p *Pool) region(cluster uint32) (g *region, index, block uint32) {
+	z := p.zoneOf(cluster)
+	i := cluster % p.zoneClusters
+	return &z.regions[i/regionClusters], cluster / regionClusters, i % regionClusters * clusterBlocks
+}
+
+// regionAt is the region of a number.
+func (p *Pool) regionAt(index uint32) (g *region, z *zone) {
+	per := p.zoneClusters / regionClusters
+	z = (*p.zones.Load())[index/per]
+	return &z.regions[index%per], z
+}
+
+// sumsOffset is where the pair of a region's checksum pages lies on its zone's disk.
+func (p *Pool) sumsOffset(z *zone, index uint32) uint64 {
+	return z.sums + uint64(index%(p.zoneClusters/regionClusters))*pairSize
+}
+
+// fail stops the pool: nothing is changed any more until it is opened anew.
+func (p *Pool) fail(err error) {
+	if !p.failure.CompareAndSwap(nil, &err) {
+		return
+	}
+	p.log.Error("pool stopped", "pool", p.name, "error", err)
+	p.event(Event{Kind: EventStopped, Message: fmt.Sprintf("pool %s takes no more changes: %v; close it and open it again", p.name, err)})
+}
+
+// failed is the reason the pool has stopped, or nil.
+func (p *Pool) failed() error {
+	if e := p.failure.Load(); e != nil {
+		return fmt.Errorf("pool %s: %w: %w", p.name, ErrStopped, *e)
+	}
+	return nil
+}
+
+// writable says why nothing may be changed, or nil.
+func (p *Pool) writable() error {
+	if p.config.ReadOnly {
+		return fmt.Errorf("pool %s: %w", p.name, ErrReadOnly)
+	}
+	return p.failed()
+}
+
+func (p *Pool) event(e Event) {
+	if p.config.Event == nil {
+		return
+	}
+	e.Time, e.Pool = time.Now(), p.name
+	p.config.Event(e)
+}
+
+// free gives clusters up. They are used again when the change that frees them is
+// durable, which changed has been told of before, and nobody reads them any more.
+func (p *Pool) free(clusters ...uint32) {
+	p.freed.Lock()
+	p.freed.clusters = append(p.freed.clusters, clusters...)
+	p.freed.Unlock()
+	p.alloc.mu.Lock()
+	p.alloc.grace += uint64(len(clusters))
+	p.alloc.mu.Unlock()
+	p.wakeKeeper()
+}
+
+// graceList holds clusters whose freeing is durable until no request that could
+// still touch them is under way.
+type graceList struct {
+	sync.Mutex
+	waiting []graceBatch
+}
+
+type graceBatch struct {
+	epoch    uint64
+	clusters []uint32
+}
+
+// reclaim moves the epoch on if every request of the epoch before has ended, and
+// returns clusters to the allocator that two epochs have passed over. It reports
+// whether some are left.
+func (p *Pool) reclaim() (left bool) {
+	p.grace.Lock()
+	defer p.grace.Unlock()
+	for range 3 {
+		if len(p.grace.waiting) == 0 {
+			return false
+		}
+		now := p.epoch.Load()
+		p.queuesMu.Lock()
+		busy := false
+		for _, q := range p.queues {
+			busy = busy || q.active[(now+1)&1].Load() != 0
+		}
+		p.queuesMu.Unlock()
+		if busy {
+			return true
+		}
+		now++
+		p.epoch.Store(now)
+		for len(p.grace.waiting) > 0 && p.grace.waiting[0].epoch+2 <= now {
+			batch := p.grace.waiting[0].clusters
+			p.grace.waiting = p.grace.waiting[1:]
+			p.alloc.put(batch, p.zoneClusters)
+			p.alloc.mu.Lock()
+			p.alloc.grace -= uint64(len(batch))
+			p.alloc.mu.Unlock()
+		}
+	}
+	return len(p.grace.waiting) > 0
+}
+
+// addQueue makes q known; removeQueue forgets it, with nothing under way.
+func (p *Pool) addQueue(q *queue) {
+	p.queuesMu.Lock()
+	defer p.queuesMu.Unlock()
+	p.queues = append(p.queues, q)
+}
+
+func (p *Pool) removeQueue(q *queue) {
+	p.queuesMu.Lock()
+	defer p.queuesMu.Unlock()
+	for i, x := range p.queues {
+		if x == q {
+			p.queues = append(p.queues[:i], p.queues[i+1:]...)
+			return
+		}
+	}
+}
+
+// loadSums brings the checksums of a region into memory, computing them where a
+// crash has left them behind. Any ordinary goroutine; sumsMu is not held.
+func (p *Pool) loadSums(index uint32) error {
+	g, z := p.regionAt(index)
+	if g.state.Load()&regionUntrusted != 0 {
+		return p.rebuildSums(index)
+	}
+	if g.page.Load() != nil {
+		return nil
+	}
+	if z.disk == nil {
+		return errors.New("the disk is missing")
+	}
+	b := alignedBytes(pairSize)
+	if err := z.disk.read(b, p.sumsOffset(z, index)); err != nil {
+		return err
+	}
+	p.installSums(g, z, index, b)
+	return nil
+}
+
+// installSums makes the page read into b that of the region, unless another was
+// faster. Any thread.
+func (p *Pool) installSums(g *region, z *zone, index uint32, b []byte) {
+	page, ok := p.decodeSums(b, index)
+	if !ok {
+		page = &sumPage{}
+		if z.states[index%uint32(len(z.regions))].Load() != uint32(regionFresh) {
+			for i := range page.sums {
+				page.sums[i].Store(poison)
+			}
+			p.event(Event{Kind: EventCorrupt, Device: z.disk.path, Address: p.sumsOffset(z, index),
+				Message: fmt.Sprintf("both copies of the checksums of region %d are damaged: its blocks cannot be proven until they are written again", index)})
+		}
+	}
+	if g.page.CompareAndSwap(nil, page) {
+		p.sumPages.Add(1)
+	}
+}

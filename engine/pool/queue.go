@@ -1,0 +1,539 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ashlar-storage/ashlar/datapath"
+	"github.com/ashlar-storage/ashlar/datapath/reactor"
+)
+
+const (
+	// extraPieces bounds how many pieces a queue's requests may have under way beyond
+	// one each.
+	extraPieces = 64
+	bounceCount = 16 // requests of part of a block, served at once
+	loaderCount = 16 // checksum pages read at once
+	readMax     = 1 << 20
+
+	bounceMemory = bounceCount * blockSize
+	loaderMemory = loaderCount * pairSize
+)
+
+// queue is one reactor's path into a volume.
+//
+// A request is cut into pieces that each lie in one place on one disk; each piece
+// has one request of the disk's queue. A read needs no lock: what it reads is
+// proven by its checksum. A change locks its blocks in the volume's table of
+// words, finds or allocates their cluster, enters their region, writes, sets
+// their checksums, and then makes them visible in the map.
+type queue struct {
+	v     *volume          // immutable
+	p     *Pool            // immutable
+	r     *reactor.Reactor // immutable
+	lower []datapath.Queue // by disk; nil: missing; immutable
+
+	// active counts the requests under way by the parity of the epoch they began in.
+	active [2]atomic.Int64 // written by the reactor, read by Pool.reclaim
+
+	// Owned by the reactor.
+	slots      []slot
+	pieces     []piece // the first len(slots) belong to the slots of the same index
+	free       []*piece
+	memory     []byte
+	zeros      []byte
+	bounces    [][]byte
+	waitBounce []*piece
+	loaders    [][]byte
+	waitLoader []*piece
+
+	parked     []*piece // wait for blocks
+	retrying   []*piece
+	retryLater reactor.Deferred
+	wakeLater  reactor.Deferred
+	waiting    atomic.Bool // parked may not be empty
+	woken      atomic.Bool // a message to retry is on its way
+
+	paused    bool
+	held      []*slot // changes that wait for the end of a pause
+	modifying int     // changes under way
+	drained   func()  // called once when it is 0
+
+	submitting  bool
+	completions datapath.Completions
+	continuing  []*slot // have more to do, in another turn
+	continued   []*slot
+	nextTurn    nextTurn
+}
+
+// slot is one request of the export.
+type slot struct {
+	q         *queue
+	r         *datapath.Request
+	next      uint64 // bytes, on the volume: where the next piece begins; of a flush, the next disk
+	end       uint64
+	pieces    int // under way
+	parity    uint64
+	status    datapath.Status
+	commit    bool // a change could not be kept but by the journal
+	zero      bool // nothing but zeros so far
+	advancing bool
+	waits     bool // for a message
+	flushed   bool // the disks have been flushed for it
+	err       error
+}
+
+// piece is a part of a request.
+type piece struct {
+	q    *queue
+	s    *slot
+	own  bool // belongs to its slot
+	req  datapath.Request
+	step func(*piece) // what to do when the lower request has ended
+	then func(*piece) // what to do when a wait has ended
+	err  error        // of the wait
+
+	v            uint32 // cluster of the volume
+	first, count uint32 // blocks of it; a read may go on into the clusters behind
+	cluster      uint32 // of the pool
+	buf          []byte // whole blocks
+	done         uint32 // blocks verified
+	tries        int
+	again        uint32 // cluster of a block that is read again
+
+	// Of a part of a block: bounce holds the block, part the bytes of the request in
+	// it at from. A nil part of a change is zeros.
+	bounce []byte
+	part   []byte
+	from   int
+	length int
+
+	loader []byte
+	wanted uint32       // region whose checksums it waits for
+	after  func(*piece) // and what then
+
+	mask    uint32 // blocks to lock
+	locked  bool
+	parked  bool
+	spaced  bool // waited for space already
+	region  *region
+	index   uint32 // of the region
+	block   uint32 // in the region
+	inPlace bool   // the blocks were mapped here before
+}
+
+func (v *volume) openQueue(r *reactor.Reactor, depth int) (*queue, error) {
+	p := v.p
+	if depth < 1 {
+		return nil, fmt.Errorf("volume %s: queue depth %d: must be at least 1", v.name, depth)
+	}
+	pieces := depth + min(depth, extraPieces)
+	q := &queue{v: v, p: p, r: r, lower: make([]datapath.Queue, len(p.disks)), slots: make([]slot, depth), pieces: make([]piece, pieces),
+		free: make([]*piece, 0, pieces), waitBounce: make([]*piece, 0, pieces), waitLoader: make([]*piece, 0, pieces),
+		parked: make([]*piece, 0, pieces), retrying: make([]*piece, 0, pieces), held: make([]*slot, 0, depth), continuing: make([]*slot, 0, depth), continued: make([]*slot, 0, depth)}
+	q.retryLater.Func, q.wakeLater.Func = q.retryLocks, q.wakeWaiters
+	q.nextTurn.q = q
+	q.completions.Init(r, depth)
+	var err error
+	if q.memory, err = unix.Mmap(-1, 0, bounceMemory+loaderMemory+clusterSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE); err != nil {
+		return nil, fmt.Errorf("volume %s: buffers: %w", v.name, err)
+	}
+	m := q.memory
+	for range bounceCount {
+		q.bounces = append(q.bounces, m[:blockSize:blockSize])
+		m = m[blockSize:]
+	}
+	for range loaderCount {
+		q.loaders = append(q.loaders, m[:pairSize:pairSize])
+		m = m[pairSize:]
+	}
+	q.zeros = m
+	for i := range q.slots {
+		q.slots[i].q = q
+	}
+	for i := range q.pieces {
+		c := &q.pieces[i]
+		c.q, c.own = q, i < depth
+		c.req.Tag = uint32(i)
+		c.req.Done = func(*datapath.Request) { c.step(c) }
+		if !c.own {
+			q.free = append(q.free, c)
+		}
+	}
+	for i, d := range p.disks {
+		if d == nil {
+			continue
+		}
+		if q.lower[i], err = d.dev.OpenQueue(r, pieces); err != nil {
+			return nil, errors.Join(fmt.Errorf("volume %s: %s: %w", v.name, d.path, err), q.release())
+		}
+	}
+	v.addQueue(q)
+	p.addQueue(q)
+	return q, nil
+}
+
+// Close implements [datapath.Queue].
+func (q *queue) Close() error {
+	q.p.removeQueue(q)
+	q.v.removeQueue(q)
+	return q.release()
+}
+
+func (q *queue) release() error {
+	var errs []error
+	for _, l := range q.lower {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(append(errs, unix.Munmap(q.memory))...)
+}
+
+// Submit implements [datapath.Queue].
+func (q *queue) Submit(r *datapath.Request) {
+	s := &q.slots[r.Tag]
+	s.r, s.next, s.end, s.pieces, s.status, s.commit, s.flushed, s.err = r, r.Offset, r.Offset+r.Length, 0, datapath.StatusOK, false, false, nil
+	r.Zero = false
+	s.zero = true
+	q.submitting = true
+	s.parity = q.enter()
+	if r.Modifies() {
+		q.submitChange(s)
+	} else {
+		s.advance()
+	}
+	q.submitting = false
+}
+
+func (q *queue) submitChange(s *slot) {
+	if q.v.readOnly || q.p.config.ReadOnly {
+		s.status = datapath.StatusReadOnly
+	} else if q.p.failure.Load() != nil {
+		s.status = datapath.StatusIO
+	}
+	if s.status != datapath.StatusOK {
+		q.modifying++
+		s.finish()
+		return
+	}
+	if q.paused {
+		q.held = append(q.held, s)
+		return
+	}
+	q.modifying++
+	s.advance()
+}
+
+// enter counts a request in the present epoch and returns its parity.
+func (q *queue) enter() uint64 {
+	for {
+		e := q.p.epoch.Load()
+		q.active[e&1].Add(1)
+		if q.p.epoch.Load() == e {
+			return e & 1
+		}
+		q.active[e&1].Add(-1)
+	}
+}
+
+// advance begins as many pieces of the request as it can, and ends it when there
+// are none left.
+func (s *slot) advance() {
+	if s.advancing {
+		return // a piece ended at once; the loop below goes on
+	}
+	s.advancing = true
+	for s.next < s.end && s.status == datapath.StatusOK && !s.waits {
+		more := false
+		switch s.r.Op {
+		case datapath.OpRead:
+			more = s.advanceRead()
+		case datapath.OpWrite:
+			more = s.advanceWrite()
+		case datapath.OpDiscard, datapath.OpWriteZeroes:
+			more = s.advanceZero()
+		default:
+			more = s.advanceOther()
+		}
+		if !more {
+			break
+		}
+	}
+	s.advancing = false
+	if s.pieces > 0 || s.waits {
+		return
+	}
+	switch s.r.Op {
+	case datapath.OpFlush:
+		s.flush()
+		return
+	case datapath.OpExtents:
+		if s.status == datapath.StatusOK {
+			s.status = s.extents()
+		}
+	case datapath.OpRead:
+		s.r.Zero = s.zero && s.status == datapath.StatusOK && s.r.Length > 0
+	case datapath.OpWrite, datapath.OpDiscard, datapath.OpWriteZeroes:
+		if s.status == datapath.StatusOK && (s.commit || s.r.Flags&datapath.FlagFUA != 0) && s.unsettled() {
+			s.commit = false
+			s.waits = true
+			s.q.p.askFlush(s)
+			return
+		}
+	default:
+		s.status = datapath.StatusNotSupported
+	}
+	s.finish()
+}
+
+// unsettled reports whether a change that has completed is not yet durable.
+func (s *slot) unsettled() bool { return s.q.p.changes.Load() != s.q.p.settled.Load() }
+
+// finish ends the request.
+func (s *slot) finish() {
+	q, r := s.q, s.r
+	q.active[s.parity].Add(-1)
+	if r.Modifies() {
+		if q.modifying--; q.modifying == 0 && q.drained != nil {
+			f := q.drained
+			q.drained = nil
+			f()
+		}
+	}
+	if q.submitting {
+		q.completions.Add(r, s.status)
+		return
+	}
+	r.Complete(s.status)
+}
+
+// wake implements waiter: what the request waited for is durable.
+func (s *slot) wake(err error) {
+	s.err = err
+	s.q.r.Post(s)
+}
+
+// RunTask implements [reactor.Task].
+func (s *slot) RunTask(*reactor.Reactor) {
+	s.waits = false
+	if s.err != nil {
+		s.status = datapath.StatusIO
+	}
+	s.finish()
+}
+
+// fail notes what went wrong with a piece; the first failure is the request's.
+func (s *slot) fail(status datapath.Status) {
+	if s.status == datapath.StatusOK {
+		s.status = status
+	}
+}
+
+// takePiece gives a piece to s: its own if that is free, else a common one. nil:
+// there is none, and s goes on when one is free.
+func (q *queue) takePiece(s *slot) *piece {
+	c := &q.pieces[s.r.Tag]
+	if c.s != nil {
+		n := len(q.free) - 1
+		if n < 0 {
+			if s.pieces == 0 {
+				panic("pool: a request without pieces has lost its own")
+			}
+			return nil // one of its own pieces ends
+		}
+		c = q.free[n]
+		q.free = q.free[:n]
+	}
+	c.s, c.done, c.tries, c.bounce, c.part, c.loader, c.err = s, 0, 0, nil, nil, nil, nil
+	c.locked, c.parked, c.spaced, c.region, c.inPlace = false, false, false, nil, false
+	s.pieces++
+	return c
+}
+
+// end ends a piece.
+func (c *piece) end(status datapath.Status) {
+	q, s := c.q, c.s
+	if status != datapath.StatusOK {
+		s.fail(status)
+	}
+	c.unlock()
+	if c.bounce != nil {
+		q.giveBounce(c)
+	}
+	c.s = nil
+	if !c.own {
+		q.free = append(q.free, c)
+	}
+	s.pieces--
+	s.advance()
+}
+
+// lower gives the piece's request to the disk that holds a cluster, at offset
+// bytes from its start. step is called when it has ended.
+func (c *piece) submit(op datapath.Op, flags datapath.Flags, d *disk, offset uint64, b []byte, step func(*piece)) {
+	c.step = step
+	if d == nil {
+		c.req.Status = datapath.StatusIO
+		c.later(step)
+		return
+	}
+	c.req.Op, c.req.Flags, c.req.Offset, c.req.Length, c.req.Buf = op, flags, offset, uint64(len(b)), b
+	c.q.lower[d.index].Submit(&c.req)
+}
+
+// later calls then from another turn.
+func (c *piece) later(then func(*piece)) {
+	c.then = then
+	if !c.q.r.TryPost(c) {
+		go c.q.r.Post(c) // its mailbox is full; waits until it is not
+	}
+}
+
+// wake implements waiter.
+func (c *piece) wake(err error) {
+	c.err = err
+	c.q.r.Post(c)
+}
+
+// RunTask implements [reactor.Task].
+func (c *piece) RunTask(*reactor.Reactor) { c.then(c) }
+
+// takeBounce gets memory for a part of a block; false: then is called when there
+// is some.
+func (c *piece) takeBounce(then func(*piece)) bool {
+	q := c.q
+	if n := len(q.bounces) - 1; n >= 0 {
+		c.bounce = q.bounces[n]
+		q.bounces = q.bounces[:n]
+		return true
+	}
+	c.then = then
+	q.waitBounce = append(q.waitBounce, c)
+	return false
+}
+
+func (q *queue) giveBounce(c *piece) {
+	b := c.bounce
+	c.bounce = nil
+	if len(q.waitBounce) > 0 {
+		next := takeFirst(&q.waitBounce)
+		next.bounce = b
+		next.later(next.then)
+		return
+	}
+	q.bounces = append(q.bounces, b)
+}
+
+func takeFirst[T any](list *[]*T) *T {
+	l := *list
+	first := l[0]
+	copy(l, l[1:])
+	l[len(l)-1] = nil
+	*list = l[:len(l)-1]
+	return first
+}
+
+// needSums makes sure that the checksums of the piece's region index are in
+// memory; false: then is called when they are, with c.err set when they cannot be
+// had.
+func (c *piece) needSums(index uint32, then func(*piece)) bool {
+	g, z := c.q.p.regionAt(index)
+	if g.page.Load() != nil {
+		g.touch()
+		return true
+	}
+	c.err = nil
+	if g.state.Load()&regionUntrusted != 0 {
+		c.then = then
+		c.q.p.askRebuild(index, c)
+		return false
+	}
+	c.wanted, c.after = index, then
+	q := c.q
+	n := len(q.loaders) - 1
+	if n < 0 {
+		q.waitLoader = append(q.waitLoader, c)
+		return false
+	}
+	c.loader = q.loaders[n]
+	q.loaders = q.loaders[:n]
+	c.submit(datapath.OpRead, 0, z.disk, q.p.sumsOffset(z, index), c.loader, (*piece).sumsRead)
+	return false
+}
+
+func (c *piece) sumsRead() {
+	q := c.q
+	g, z := q.p.regionAt(c.wanted)
+	if c.req.Status == datapath.StatusOK {
+		q.p.installSums(g, z, c.wanted, c.loader)
+	} else {
+		c.err = c.req.Status.Err()
+	}
+	q.loaders = append(q.loaders, c.loader)
+	c.loader = nil
+	if len(q.waitLoader) > 0 {
+		takeFirst(&q.waitLoader).later((*piece).retrySums)
+	}
+	c.after(c)
+}
+
+// retrySums goes on with a piece that waited for a loader.
+func (c *piece) retrySums() {
+	if c.needSums(c.wanted, c.after) {
+		c.after(c)
+	}
+}
+
+// pause stops changes of the queue; ack is called when none is under way. Reactor.
+func (q *queue) pause(ack func()) {
+	q.paused = true
+	if q.modifying == 0 {
+		ack()
+		return
+	}
+	q.drained = ack
+}
+
+// resume lets changes go on. Reactor.
+func (q *queue) resume() {
+	q.paused = false
+	for _, s := range q.held {
+		q.modifying++
+		if q.p.failure.Load() != nil {
+			s.fail(datapath.StatusIO)
+		}
+		s.advance()
+	}
+	clear(q.held)
+	q.held = q.held[:0]
+}
+
+// nextTurn is the message a queue sends itself.
+type nextTurn struct{ q *queue }
+
+// RunTask implements [reactor.Task].
+func (n *nextTurn) RunTask(*reactor.Reactor) {
+	q := n.q
+	list := q.continuing
+	q.continuing = q.continued[:0]
+	for i, s := range list {
+		list[i] = nil
+		s.waits = false
+		s.advance()
+	}
+	q.continued = list[:0]
+}
+
+// goOnLater makes s go on in another turn, so that long work lets others run.
+func (s *slot) goOnLater() {
+	q := s.q
+	s.waits = true
+	q.continuing = append(q.continuing, s)
+	if len(q.continuing) == 1 && !q.r.TryPost(&q.nextTurn) {
+		go q.r.Post(&q.nextTurn) // its mailbox is full; waits until it is not
+	}
+}
