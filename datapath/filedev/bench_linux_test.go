@@ -88,7 +88,7 @@ func (s *stream) RunTask(*reactor.Reactor) {
 func benchmark(b *testing.B, d *Device, engine reactor.EngineKind, op datapath.Op, length, depth int) {
 	c := newClient(b, d, startReactor(b, reactor.Config{Engine: engine}), depth)
 	s := &stream{round: round{c: c, left: b.N, done: make(chan struct{})}}
-	places := d.size / uint64(length)
+	places := d.size.Load() / uint64(length)
 	at, ended := uint64(0), 0
 	s.next = func(r *datapath.Request) {
 		at = (at + 7919) % places

@@ -103,10 +103,10 @@ func (b *bouncer) window() {
 	b.from = r.Offset + uint64(b.s.moved)
 	b.start = b.from &^ mask
 	limit := b.start&^(bounceSize-1) + bounceSize
-	if b.start < d.aligned {
-		limit = min(limit, d.aligned)
+	if aligned := d.aligned.Load(); b.start < aligned {
+		limit = min(limit, aligned)
 	} else {
-		limit = d.size
+		limit = d.size.Load()
 	}
 	b.to = min(r.Offset+r.Length, limit)
 	b.end = min((b.to+mask)&^mask, limit)
@@ -122,7 +122,7 @@ func (b *bouncer) window() {
 
 // ragged reports whether the window is the end of the file that direct I/O cannot
 // reach.
-func (b *bouncer) ragged() bool { return b.start >= b.q.d.aligned }
+func (b *bouncer) ragged() bool { return b.start >= b.q.d.aligned.Load() }
 
 // startWindow begins the window of the bouncer of s when it has its regions and a
 // place in the disk's queue.

@@ -54,13 +54,13 @@ type Device struct {
 	reason string // why this way, for people
 
 	info        datapath.Info
-	size        uint64
-	aligned     uint64 // size rounded down to align
-	align       int    // offsets and lengths of direct I/O; 1 in other modes
-	memoryAlign int    // addresses of direct I/O
-	sector      int    // of a block device: what discard and zeroing are multiples of
-	block       bool   // a block device
-	tears       bool   // direct mode: a read sees a block half written, since it is a copy of memory
+	size        atomic.Uint64 // bytes; grows
+	aligned     atomic.Uint64 // size rounded down to align
+	align       int           // offsets and lengths of direct I/O; 1 in other modes
+	memoryAlign int           // addresses of direct I/O
+	sector      int           // of a block device: what discard and zeroing are multiples of
+	block       bool          // a block device
+	tears       bool          // direct mode: a read sees a block half written, since it is a copy of memory
 	readOnly    bool
 	rotational  bool
 	discards    bool
@@ -294,7 +294,7 @@ func (d *Device) measure() error {
 		if err != nil {
 			return fmt.Errorf("%s: BLKGETSIZE64: %w", d.path, err)
 		}
-		d.size = n
+		d.size.Store(n)
 		if d.sector, err = unix.IoctlGetInt(fd, unix.BLKSSZGET); err != nil {
 			return fmt.Errorf("%s: BLKSSZGET: %w", d.path, err)
 		}
@@ -307,14 +307,15 @@ func (d *Device) measure() error {
 		if err != nil {
 			return err
 		}
-		d.size = uint64(s.Size())
+		d.size.Store(uint64(s.Size()))
 	}
-	if d.size < sectorSize {
-		return fmt.Errorf("%s: holds %d bytes, less than one sector (%d): make it larger first, e.g. truncate -s 1G %s", d.path, d.size, sectorSize, d.path)
+	size := d.size.Load()
+	if size < sectorSize {
+		return fmt.Errorf("%s: holds %d bytes, less than one sector (%d): make it larger first, e.g. truncate -s 1G %s", d.path, size, sectorSize, d.path)
 	}
-	d.aligned = d.size &^ uint64(d.align-1)
+	d.aligned.Store(size &^ uint64(d.align-1))
 	if d.access == AccessInline && d.inMemory() != "" {
-		d.lender.open(fd, d.size)
+		d.lender.open(fd, size)
 	}
 	d.discards, d.zeroes = !d.block, !d.block
 	queue := d.queueDirectory()
@@ -378,7 +379,6 @@ func (d *Device) describe() {
 	i := &d.info
 	*i = datapath.Info{
 		Description: d.path,
-		Size:        d.size,
 		ReadOnly:    d.readOnly,
 		MinIO:       1,
 		PreferredIO: datapath.BlockSize,
@@ -406,7 +406,40 @@ func (d *Device) describe() {
 }
 
 // Info implements datapath.Device.
-func (d *Device) Info() datapath.Info { return d.info }
+func (d *Device) Info() datapath.Info {
+	i := d.info
+	i.Size = d.size.Load()
+	return i
+}
+
+// Grow takes into use what the file or block device has become larger by, and
+// returns the size. Nothing happens where it has not grown; a file whose size was
+// no multiple of what direct I/O takes has to be opened anew. Any goroutine.
+func (d *Device) Grow() (uint64, error) {
+	old, now := d.size.Load(), uint64(0)
+	if d.block {
+		n, err := blockSize64(int(d.file.Fd()))
+		if err != nil {
+			return old, fmt.Errorf("%s: BLKGETSIZE64: %w", d.path, err)
+		}
+		now = n
+	} else {
+		s, err := d.file.Stat()
+		if err != nil {
+			return old, err
+		}
+		now = uint64(s.Size())
+	}
+	switch {
+	case now <= old:
+		return old, nil
+	case d.aligned.Load() != old:
+		return old, fmt.Errorf("%s: cannot grow while it is open: its %d bytes were no multiple of %d", d.path, old, d.align)
+	}
+	d.aligned.Store(now &^ uint64(d.align-1))
+	d.size.Store(now)
+	return now, nil
+}
 
 // Access is the way in force and the reason for it.
 func (d *Device) Access() (way Access, reason string) { return d.access, d.reason }

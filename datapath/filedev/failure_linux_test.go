@@ -513,7 +513,7 @@ func TestExtentsTellSpaceSetAsideFromHoles(t *testing.T) {
 		{1<<20 + 300<<10, 2, []datapath.Extent{{Length: 468 << 10, State: zero}, {Length: 256 << 10}}},
 		{4 << 20, 8, []datapath.Extent{{Length: 5, State: hole}}},
 	} {
-		r := &datapath.Request{Op: datapath.OpExtents, Offset: test.offset, Length: d.size - test.offset, Context: datapath.ContextAllocation, Extents: make([]datapath.Extent, 0, test.places)}
+		r := &datapath.Request{Op: datapath.OpExtents, Offset: test.offset, Length: d.size.Load() - test.offset, Context: datapath.ContextAllocation, Extents: make([]datapath.Extent, 0, test.places)}
 		c.must(r)
 		if fmt.Sprint(r.Extents) != fmt.Sprint(test.want) {
 			t.Errorf("from %d: %v, want %v", test.offset, r.Extents, test.want)

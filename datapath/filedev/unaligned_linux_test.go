@@ -55,7 +55,7 @@ func TestNeighboursInOneBlockKeepTheirBytes(t *testing.T) {
 		t.Run(place.name, func(t *testing.T) {
 			onEngines(t, func(t *testing.T, engine reactor.EngineKind) {
 				d := place.open(t)
-				size := int(d.size)
+				size := int(d.size.Load())
 				const seed = 7
 				random := rand.New(rand.NewPCG(seed, 0))
 				var all [owners]*owner

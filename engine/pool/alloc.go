@@ -183,3 +183,14 @@ func (a *allocator) used(cluster, zoneClusters uint32) bool {
 	z, i := &a.zones[cluster/zoneClusters], cluster%zoneClusters
 	return i < z.count && z.bits[i/64]&(1<<(i%64)) != 0
 }
+
+// space is how many bytes of clusters there are, and how many of them are free or
+// about to be.
+func (a *allocator) space() (total, free uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i := range a.zones {
+		total += uint64(a.zones[i].count)
+	}
+	return total << clusterShift, (a.free + a.grace) << clusterShift
+}

@@ -191,7 +191,10 @@ func (p *Pool) cleanRegions(after time.Duration) error {
 	if err := waitAll(&writes); err != nil {
 		return err
 	}
-	if err := flushAll(p.disks); err != nil {
+	p.applyMu.RLock()
+	disks := p.disks // AddDisk replaces it
+	p.applyMu.RUnlock()
+	if err := flushAll(disks); err != nil {
 		return err
 	}
 	var cleaned []uint32
@@ -430,11 +433,12 @@ var spaceLevels = []int32{80, 90, 95}
 
 // watchSpace tells of a threshold that was passed.
 func (p *Pool) watchSpace() {
-	i := p.Info()
-	if i.Total == 0 {
+	// Not from Info, which takes mu: who has that may wait for the keeper.
+	total, free := p.alloc.space()
+	if total == 0 {
 		return
 	}
-	used := int32((i.Total - i.Free) * 100 / i.Total)
+	used := int32((total - free) * 100 / total)
 	level := int32(0)
 	for _, l := range spaceLevels {
 		if used >= l {
@@ -442,7 +446,7 @@ func (p *Pool) watchSpace() {
 		}
 	}
 	if old := p.spaceLevel.Swap(level); level > old {
-		p.event(Event{Kind: EventSpaceLow, Message: fmt.Sprintf("pool %s is %d %% full: %d of %d bytes are left; grow it, or delete snapshots or volumes", p.name, used, i.Free, i.Total)})
+		p.event(Event{Kind: EventSpaceLow, Message: fmt.Sprintf("pool %s is %d %% full: %d of %d bytes are left; grow it, or delete snapshots or volumes", p.name, used, free, total)})
 	}
 }
 

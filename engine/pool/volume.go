@@ -242,12 +242,7 @@ func (p *Pool) checkProvision(name string, more uint64) error {
 	for _, v := range p.volumes {
 		sum += v.size.Load()
 	}
-	p.alloc.mu.Lock()
-	var total uint64
-	for i := range p.alloc.zones {
-		total += uint64(p.alloc.zones[i].count) << clusterShift
-	}
-	p.alloc.mu.Unlock()
+	total, _ := p.alloc.space()
 	if bound := total / 100 * uint64(p.config.OverProvision); sum+more > bound {
 		return fmt.Errorf("volume %s: %d bytes more would promise %d, over the limit of %d %% of the pool (%d bytes): %w", name, more, sum+more, p.config.OverProvision, bound, ErrNoSpace)
 	}

@@ -15,7 +15,7 @@ var (
 	// devices are the stores and filters every test may stand on.
 	devices = []string{"datapath/filter", "datapath/memdev", "datapath/nulldev", "datapath/filedev"}
 	// testing-only packages; see onlyTests.
-	forTests = []string{"internal/testenv", "datapath/devtest", "engine/disk/memdisk", "engine/disk/faultdisk", "replication/replicationtest"}
+	forTests = []string{"internal/testenv", "datapath/devtest", "engine/disk/memdisk", "engine/disk/faultdisk", "engine/enginetest", "replication/replicationtest"}
 )
 
 // row says which packages of this module a package may import, and why no more.

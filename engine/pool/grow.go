@@ -1,0 +1,165 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Grow takes into use what the disks have become larger by: the last zone of a
+// disk is completed, and zones follow. It is durable when it returns; volumes go
+// on meanwhile.
+func (p *Pool) Grow() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.writable(); err != nil {
+		return err
+	}
+	p.checkpointMu.Lock()
+	defer p.checkpointMu.Unlock()
+	s := p.super.copy()
+	var added []segment
+	for i, d := range p.disks {
+		if g, ok := d.dev.(interface{ Grow() (uint64, error) }); ok {
+			if _, err := g.Grow(); err != nil {
+				return fmt.Errorf("pool %s: %w", p.name, err)
+			}
+		}
+		d.size = d.dev.Info().Size
+		m := &s.members[i]
+		size := d.size &^ (clusterSize - 1)
+		if size <= m.size {
+			continue
+		}
+		m.size = size
+		zones, last := s.fit(m.base, size)
+		var have uint32
+		for k := range s.segments {
+			if g := &s.segments[k]; g.disk == uint32(i) {
+				have = g.first + g.zones
+				// Only the last zone of a disk may be short.
+				if have < zones {
+					g.last = s.zoneRegions
+				} else if have == zones {
+					g.last = max(g.last, last)
+				}
+			}
+		}
+		if zones > have {
+			added = append(added, segment{disk: uint32(i), first: have, zones: zones - have, last: last})
+		}
+	}
+	return p.extend(&s, added)
+}
+
+// AddDisk makes d part of the pool; it must hold nothing (ErrForeign). d belongs to
+// the pool until that is closed, and its opener closes it after.
+func (p *Pool) AddDisk(d Disk) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.writable(); err != nil {
+		return err
+	}
+	for _, v := range p.volumes {
+		if v.opens > 0 {
+			// A queue has a queue of every disk from the time it is opened.
+			return fmt.Errorf("pool %s: volume %s is open: disks are added while nobody has a volume open: %w", p.name, v.name, ErrInUse)
+		}
+	}
+	p.checkpointMu.Lock()
+	defer p.checkpointMu.Unlock()
+	s := p.super.copy()
+	if len(s.members) == membersMax {
+		return fmt.Errorf("pool %s: has %d disks, which is the most a pool can have: %w", p.name, membersMax, ErrInvalid)
+	}
+	x, err := openDisk(p.r, d, len(s.members))
+	if err != nil {
+		return err
+	}
+	err = func() error {
+		b := alignedBytes(foreignBytes)
+		if x.size >= foreignBytes {
+			if err := x.read(b, 0); err != nil {
+				return err
+			}
+		}
+		if what := foreign(b); what != "" {
+			return fmt.Errorf("%s: holds %s, which would be destroyed: %w", d.Path, what, ErrForeign)
+		}
+		segments := len(s.segments)
+		if err := s.addMember(x, labelSize); err != nil {
+			return fmt.Errorf("pool %s: %w", p.name, err)
+		}
+		added := s.segments[segments]
+		s.segments = s.segments[:segments]
+		if err := eraseLabels(x, s.members[x.index].size); err != nil {
+			return err
+		}
+		p.applyMu.Lock() // the committer and others flush all disks
+		p.disks = append(p.disks[:len(p.disks):len(p.disks)], x)
+		p.applyMu.Unlock()
+		if err := p.extend(&s, []segment{added}); err != nil {
+			p.applyMu.Lock()
+			p.disks = p.disks[:len(p.disks)-1]
+			p.applyMu.Unlock()
+			return err
+		}
+		return nil
+	}()
+	if err != nil {
+		return errors.Join(err, x.close())
+	}
+	return nil
+}
+
+func (s *superblock) copy() superblock {
+	c := *s
+	c.members = append([]superMember(nil), s.members...)
+	c.segments = append([]segment(nil), s.segments...)
+	return c
+}
+
+// extend makes new zones, tells the superblocks, and then uses them. checkpointMu
+// is held.
+func (p *Pool) extend(s *superblock, added []segment) error {
+	zone := uint64(len(*p.zones.Load()))
+	for _, g := range added {
+		if len(s.segments) == segmentsMax {
+			return fmt.Errorf("pool %s: has grown %d times, which is the most a pool can: %w", p.name, segmentsMax, ErrInvalid)
+		}
+		if (zone+uint64(g.zones))*uint64(s.zoneClusters()) > clustersMax {
+			return fmt.Errorf("pool %s: a pool holds at most 256 TiB: %w", p.name, ErrInvalid)
+		}
+		if err := formatZones(s, p.disks[g.disk], g, zone); err != nil {
+			return err
+		}
+		zone += uint64(g.zones)
+		s.segments = append(s.segments, g)
+	}
+	if err := flushAll(p.disks); err != nil {
+		return err
+	}
+	old := p.super.segments
+	if err := p.writeSuper(func(x *superblock) {
+		x.members, x.segments = s.members, s.segments
+		x.topology++
+	}); err != nil {
+		p.fail(err)
+		return err
+	}
+	// Short zones that were completed.
+	zones := *p.zones.Load()
+	first := 0
+	for i, g := range old {
+		if last := s.segments[i].last; last > g.last {
+			p.alloc.mu.Lock()
+			p.alloc.extendZone(first+int(g.zones)-1, last*regionClusters)
+			p.alloc.mu.Unlock()
+		}
+		first += int(g.zones)
+	}
+	if first != len(zones) {
+		return fmt.Errorf("pool %s: %d zones, the superblock knows %d: %w", p.name, len(zones), first, ErrCorrupt)
+	}
+	p.addZones(s, added)
+	return nil
+}
