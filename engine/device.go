@@ -126,7 +126,7 @@ type prepared struct {
 }
 
 // prepare makes the files that do not exist yet. With an error nothing is left.
-func prepare(paths []string, size uint64, force bool) (list []prepared, err error) {
+func (e *Engine) prepare(paths []string, size uint64, force bool) (list []prepared, err error) {
 	defer func() {
 		if err != nil {
 			discard(list)
@@ -162,11 +162,25 @@ func prepare(paths []string, size uint64, force bool) (list []prepared, err erro
 			if slices.ContainsFunc(seen, func(other os.FileInfo) bool { return os.SameFile(info, other) }) {
 				return list, fmt.Errorf("%s: named twice: %w", path, pool.ErrInvalid)
 			}
+			// Opening it would find it locked, by us, and wait for that to end.
+			if open := e.memberAt(info); open != nil {
+				return list, fmt.Errorf("%s: is a device of pool %s, which is open: %w", path, open.label.Name, pool.ErrInUse)
+			}
 			seen = append(seen, info)
 			list = append(list, prepared{path: path, now: path})
 		}
 	}
 	return list, nil
+}
+
+// memberAt is the device of an open pool that a path leads to, or nil.
+func (e *Engine) memberAt(info os.FileInfo) *member {
+	for _, open := range e.openMembers() {
+		if other, err := os.Stat(open.path); err == nil && open.label != nil && (os.SameFile(info, other) || sameDevice(info, other)) {
+			return open
+		}
+	}
+	return nil
 }
 
 // discard removes the files that prepare made.

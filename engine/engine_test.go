@@ -174,6 +174,7 @@ func TestCreatePoolRefuses(t *testing.T) {
 		"nothing":           {engine.PoolSpec{Name: "b"}, pool.ErrInvalid, "neither"},
 		"file that is not":  {engine.PoolSpec{Name: "b", Paths: []string{g.path("none")}}, pool.ErrNotFound, "give a size"},
 		"file that is":      {engine.PoolSpec{Name: "b", Paths: []string{file}, Size: 8 * mib}, pool.ErrExists, file},
+		"of an open pool":   {engine.PoolSpec{Name: "b", Paths: []string{filepath.Join(g.dir, "pools", "a.img")}, Force: true}, pool.ErrInUse, "pool a"},
 		"a path twice":      {engine.PoolSpec{Name: "b", Paths: []string{file, file}}, pool.ErrInvalid, "twice"},
 		"a new path twice":  {engine.PoolSpec{Name: "b", Paths: []string{g.path("n"), g.path("n")}, Size: mib}, pool.ErrInvalid, "twice"},
 		"too large":         {engine.PoolSpec{Name: "b", Size: 1 << 62}, pool.ErrNoSpace, "whole filesystem"},

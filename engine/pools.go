@@ -156,7 +156,7 @@ func (e *Engine) CreatePool(s PoolSpec) (PoolInfo, error) {
 		}
 		paths = []string{filepath.Join(e.config.DataDir, poolsDir, s.Name+imageSuffix)}
 	}
-	list, err := prepare(paths, s.Size, s.Force)
+	list, err := e.prepare(paths, s.Size, s.Force)
 	if err != nil {
 		return PoolInfo{}, fmt.Errorf("pool %s: %w", s.Name, err)
 	}
@@ -330,7 +330,7 @@ func (e *Engine) AddDevice(name, path string, size uint64, force bool) (PoolInfo
 		return PoolInfo{}, err
 	}
 	defer l.done()
-	list, err := prepare([]string{path}, size, force)
+	list, err := e.prepare([]string{path}, size, force)
 	if err == nil {
 		err = e.addTo(en, l.pool, list, force)
 	}

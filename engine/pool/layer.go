@@ -14,6 +14,7 @@ type layer struct {
 	id uint32 // immutable
 
 	parent atomic.Pointer[layer]
+	chain  atomic.Pointer[chain]                     // parent and those below it
 	table  atomic.Pointer[[]atomic.Pointer[mapPage]] // grows under mu
 
 	mu sync.Mutex // guards the making of pages and growth of the table
@@ -54,6 +55,7 @@ func newLayer(p *Pool, r layerRecord) *layer {
 	l := &layer{p: p, id: r.id, rec: r, pair: -1}
 	table := make([]atomic.Pointer[mapPage], mapPages(r.size))
 	l.table.Store(&table)
+	l.chain.Store(&chain{})
 	return l
 }
 
@@ -164,12 +166,16 @@ func (l *layer) visible(v uint32) uint32 {
 		if began&1 != 0 {
 			continue
 		}
-		var mask uint32
-		for x := l; x != nil; x = x.parent.Load() {
-			e := x.lookup(v)
-			mask |= e.mask()
-			if e.zero() || mask == wholeMask {
-				break
+		e := l.lookup(v)
+		mask := e.mask()
+		if !e.zero() {
+			c := l.chain.Load()
+			for _, x := range c.layers[min(c.from(v), len(c.layers)):] {
+				e := x.lookup(v)
+				mask |= e.mask()
+				if e.zero() || mask == wholeMask {
+					break
+				}
 			}
 		}
 		if p.merges.Load() == began {
@@ -211,17 +217,24 @@ func (l *layer) locateBelow(v, b, n uint32) (cluster, count uint32) {
 			continue // a batch of entries is being stored, which takes microseconds
 		}
 		cluster, count = noCluster, 0
-		var covered uint32 // blocks that layers above have
-		for x := l; x != nil; x = x.parent.Load() {
-			e := x.lookup(v)
-			m := e.mask()
-			if m&(1<<b) != 0 {
-				cluster, count = e.cluster(), min(n, run(m&^covered, b))
-				break
-			}
-			covered |= m
-			if e.zero() {
-				break
+		e := l.lookup(v)
+		covered := e.mask() // blocks that layers above have
+		switch {
+		case covered&(1<<b) != 0:
+			cluster, count = e.cluster(), min(n, run(covered, b))
+		case !e.zero():
+			c := l.chain.Load()
+			for _, x := range c.layers[min(c.from(v), len(c.layers)):] {
+				e := x.lookup(v)
+				m := e.mask()
+				if m&(1<<b) != 0 {
+					cluster, count = e.cluster(), min(n, run(m&^covered, b))
+					break
+				}
+				covered |= m
+				if e.zero() {
+					break
+				}
 			}
 		}
 		if count == 0 {

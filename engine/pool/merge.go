@@ -230,6 +230,11 @@ func (p *Pool) merge(l, child *layer) error {
 		p.dropPairs(l)
 		p.merges.Add(1)
 		child.parent.Store(l.parent.Load())
+		for _, x := range p.layers { // mu is held
+			if c := x.chain.Load(); c.has(l) {
+				x.chain.Store(c.without(l, x.rec.size))
+			}
+		}
 		p.merges.Add(1)
 		return appendRecord(appendLayerRecord(b, &rec), recordRemove, l.id)
 	})

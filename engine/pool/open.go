@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sort"
 	"sync/atomic"
 	"time"
@@ -476,9 +478,10 @@ func (p *Pool) dropPairs(l *layer) {
 	})
 }
 
-// buildTree ties layers to their parents.
+// buildTree ties layers to their parents, which are older.
 func (p *Pool) buildTree() error {
-	for _, l := range p.layers {
+	for _, id := range slices.Sorted(maps.Keys(p.layers)) {
+		l := p.layers[id]
 		if l.rec.parent == 0 {
 			continue
 		}
@@ -486,7 +489,7 @@ func (p *Pool) buildTree() error {
 		if parent == nil || parent.rec.flags&layerFrozen == 0 {
 			return fmt.Errorf("layer %d stands on layer %d, which is not there or not frozen: %w", l.id, l.rec.parent, ErrCorrupt)
 		}
-		l.parent.Store(parent)
+		l.setParent(parent)
 		parent.children++
 	}
 	return nil

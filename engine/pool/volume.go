@@ -289,7 +289,7 @@ func (p *Pool) createVolume(s VolumeSpec, parent *layer) (VolumeInfo, error) {
 	}
 	if parent != nil {
 		l.rec.parent = parent.id
-		l.parent.Store(parent)
+		l.setParent(parent)
 	}
 	if err := p.commitTxn(func(b []byte) []byte {
 		p.storeRecord(l)
@@ -523,7 +523,7 @@ func (p *Pool) CreateSnapshot(name, snapshot string, labels map[string]string) (
 	old := v.head.Load()
 	head := newLayer(p, layerRecord{id: p.nextLayer.Add(1) - 1, parent: old.id, flags: old.rec.flags, size: old.rec.size,
 		created: old.rec.created, uuid: v.id, volume: v.id, name: v.name, labels: old.rec.labels})
-	head.parent.Store(old)
+	head.setParent(old)
 	head.vol = v
 
 	v.pause()
@@ -646,7 +646,7 @@ func (p *Pool) Revert(name, snapshot string) error {
 	rec := old.rec
 	rec.id, rec.parent, rec.size = p.nextLayer.Add(1)-1, l.id, max(old.rec.size, l.rec.size)
 	head := newLayer(p, rec)
-	head.parent.Store(l)
+	head.setParent(l)
 	head.vol = v
 	if v.thick.Load() {
 		more := int64(clustersOf(rec.size)) - v.reserved.Load()
@@ -763,12 +763,7 @@ func orNow(snapshot string) string {
 
 // standsOn reports whether l is from or comes after it.
 func (l *layer) standsOn(from *layer) bool {
-	for x := l; x != nil; x = x.parent.Load() {
-		if x == from {
-			return true
-		}
-	}
-	return false
+	return l == from || l.chain.Load().has(from)
 }
 
 // changedRun says whether the block at offset was changed after from was frozen,

@@ -322,23 +322,32 @@ const zeroBudget = 256
 func (l *layer) emptyRun(at, end uint64) uint64 {
 	v := uint32(at >> clusterShift)
 	const pageBytes = mapEntries << clusterShift
-	stop := min(end, (at/pageBytes+1)*pageBytes)
-	for x := l; x != nil; x = x.parent.Load() {
-		table := *x.table.Load()
-		i := int(v / mapEntries)
-		if i >= len(table) || table[i].Load() == nil {
+	for p := l.p; ; {
+		began := p.merges.Load()
+		if began&1 != 0 {
 			continue
 		}
-		e := x.lookup(v)
-		if e.mask() != 0 || e.cluster() != noCluster {
-			return 0
+		stop := min(end, (at/pageBytes+1)*pageBytes)
+		for x := l; x != nil; x = x.parent.Load() {
+			table := *x.table.Load()
+			i := int(v / mapEntries)
+			if i >= len(table) || table[i].Load() == nil {
+				continue
+			}
+			e := x.lookup(v)
+			if e.mask() != 0 || e.cluster() != noCluster {
+				stop = at
+				break
+			}
+			stop = min(stop, uint64(v+1)<<clusterShift)
+			if e.zero() {
+				break
+			}
 		}
-		stop = min(stop, uint64(v+1)<<clusterShift)
-		if e.zero() {
-			break
+		if p.merges.Load() == began {
+			return stop - at
 		}
 	}
-	return stop - at
 }
 
 // zero makes the piece's blocks read as zeros without storage, where the map can
