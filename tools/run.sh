@@ -1,15 +1,17 @@
 #!/bin/bash
-# run.sh -- show Ashlar at work: export a scratch file over NBD, load it with fio,
-# print what it did.  `make run` builds the binary first and then calls this.
+# run.sh -- show Ashlar at work: start a node with a pool in a sparse file, make a
+# volume in it, export that over NBD, load it with fio, print what it did.  `make
+# run` builds the binary first and then calls this.
 #
 # Environment:
 #   RUN_SECONDS  length of the fio run, default 15
-#   RUN_SIZE     size of the scratch file, default 1G
+#   RUN_SIZE     size of the volume, default 1G
+#   RUN_POOL     size of the pool's file, default 4G; it takes only what is written
 #   RUN_DIR      where its directory goes, default /var/tmp (a disk; /dev/shm is memory)
-#   RUN_ARGS     more arguments for ashlar export, e.g. "--reactors 2"
+#   RUN_ARGS     more arguments for ashlar serve, e.g. "--reactors 2"
 #   RUN_KEEP=1   keep serving after the result, until Ctrl-C
 #
-# Ctrl-C stops it at any time; the server drains and the scratch file is removed.
+# Ctrl-C stops it at any time; the node drains and its directory is removed.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
@@ -17,7 +19,7 @@ if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
   exit 0
 fi
 
-seconds=${RUN_SECONDS:-15} size=${RUN_SIZE:-1G}
+seconds=${RUN_SECONDS:-15} size=${RUN_SIZE:-1G} pool=${RUN_POOL:-4G}
 die() { echo "run: $*" >&2; exit 1; }
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || die "RUN_SECONDS=$seconds: want a whole number of seconds"
 [ -x bin/ashlar ] || die "bin/ashlar is missing; run: make build"
@@ -38,24 +40,25 @@ trap cleanup EXIT
 trap 'echo; exit 130' INT
 trap 'exit 143' TERM HUP
 
-file=$dir/disk.img socket=$dir/ashlar.sock uri="nbd+unix:///?socket=$dir/ashlar.sock"
-# Written, not only allocated: random writes would cut unwritten space into so
-# many extents that removing the file takes longer than the run.
-fill() { dd if=/dev/zero "of=$file" bs=1M "count=$size" iflag=count_bytes status=none "$@"; }
-fill oflag=direct 2>/dev/null || fill conv=fsync || die "cannot make $file of $size"
+socket=$dir/nbd.sock uri="nbd+unix:///demo?socket=$dir/nbd.sock"
+export ASHLAR_SERVER=unix://$dir/control.sock
 
 say() { printf '\n== %s\n' "$*"; }
-say "bin/ashlar export --socket $socket --pid-file $dir/ashlar.pid --verbose ${RUN_ARGS:-} $file"
+say "bin/ashlar serve --data-dir $dir/node --default-pool $pool --socket $dir/control.sock --nbd-socket $socket ${RUN_ARGS:-}"
 # shellcheck disable=SC2086 # RUN_ARGS is a list of words
 # In a session of its own, so that Ctrl-C reaches this script only, which then stops it in order.
-setsid bin/ashlar export --socket "$socket" --pid-file "$dir/ashlar.pid" --verbose ${RUN_ARGS:-} "$file" &
+setsid bin/ashlar serve --data-dir "$dir/node" --default-pool "$pool" --socket "$dir/control.sock" --nbd-socket "$socket" \
+  --pid-file "$dir/ashlar.pid" --log-level warn ${RUN_ARGS:-} &
 server=$!
 for ((i = 0; i < 100; i++)); do
   [ ! -s "$dir/ashlar.pid" ] || break
-  kill -0 "$server" 2>/dev/null || { wait "$server"; status=$?; server=''; die "ashlar export ended with status $status before it was ready"; }
+  kill -0 "$server" 2>/dev/null || { wait "$server"; status=$?; server=''; die "ashlar serve ended with status $status before it was ready"; }
   sleep 0.1
 done
-[ -s "$dir/ashlar.pid" ] || die "ashlar export was not ready after 10 s"
+[ -s "$dir/ashlar.pid" ] || die "ashlar serve was not ready after 10 s"
+
+say "bin/ashlar volume create demo --size $size"
+bin/ashlar volume create demo --size "$size" || die "the volume could not be made"
 
 if command -v nbdinfo >/dev/null; then
   say "nbdinfo '$uri'"
@@ -68,7 +71,17 @@ cat <<TXT
   nbdsh -u '$uri' -c 'print(h.get_size())'
   qemu-img info '$uri'
   fio --name=look --ioengine=nbd --uri='$uri' --rw=randread --bs=4k --iodepth=32
+  export ASHLAR_SERVER=$ASHLAR_SERVER
+  bin/ashlar snapshot create demo@now; bin/ashlar volume map demo; bin/ashlar pool status
 TXT
+
+say "filling it: 128 KiB writes from one end to the other"
+fio --name=fill --thread --ioengine=nbd --uri="$uri" --rw=write --bs=128k --iodepth=16 --size="$size" --end_fsync=1 --output-format=terse >/dev/null &
+load=$!
+wait "$load"
+status=$?
+load=''
+[ "$status" = 0 ] || die "fio ended with status $status"
 
 say "fio, $seconds s: 4 KiB random, 70 % reads, 32 requests in flight, one connection"
 fio --name=mixed --thread --ioengine=nbd --uri="$uri" --rw=randrw --rwmixread=70 --bs=4k --iodepth=32 --size="$size" \
@@ -96,11 +109,14 @@ awk -F';' '/^3;/ {
     printf "%-6s %10d %9.1f %9d %9d %9d\n", name, $iops, $kib * 1.024 / 1000, us[side, 50], us[side, 99], us[side, 99.9]
   }' "$dir/fio.out" || die "cannot read fio's result: $(cat "$dir/fio.out")"
 
+say "bin/ashlar pool status"
+bin/ashlar pool status
+
 if [ "${RUN_KEEP:-}" = 1 ]; then
   say "serving $uri until Ctrl-C"
   wait "$server"
   status=$?
   server=''
-  die "ashlar export ended with status $status"
+  die "ashlar serve ended with status $status"
 fi
 echo

@@ -295,17 +295,23 @@ func (p *Pool) loadSums(index uint32) error {
 // faster. Any thread.
 func (p *Pool) installSums(g *region, z *zone, index uint32, b []byte) {
 	page, ok := p.decodeSums(b, index)
+	lost := !ok && regionState(z.states[index%uint32(len(z.regions))].Load()) != regionFresh
 	if !ok {
 		page = &sumPage{}
-		if z.states[index%uint32(len(z.regions))].Load() != uint32(regionFresh) {
-			for i := range page.sums {
-				page.sums[i].Store(poison)
-			}
-			p.event(Event{Kind: EventCorrupt, Device: z.disk.path, Address: p.sumsOffset(z, index),
-				Message: fmt.Sprintf("both copies of the checksums of region %d are damaged: its blocks cannot be proven until they are written again", index)})
+	}
+	if lost {
+		for i := range page.sums {
+			page.sums[i].Store(poison)
 		}
 	}
-	if g.page.CompareAndSwap(nil, page) {
-		p.sumPages.Add(1)
+	// Where another was faster, the region may have become dirty since, and what was
+	// read here means nothing.
+	if !g.page.CompareAndSwap(nil, page) {
+		return
+	}
+	p.sumPages.Add(1)
+	if lost {
+		p.event(Event{Kind: EventCorrupt, Device: z.disk.path, Address: p.sumsOffset(z, index),
+			Message: fmt.Sprintf("both copies of the checksums of region %d are damaged: its blocks cannot be proven until they are written again", index)})
 	}
 }
