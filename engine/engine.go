@@ -145,10 +145,13 @@ func Open(c Config) (*Engine, error) {
 		return nil, err
 	}
 	e.config.DataDir = dir
-	for i, path := range c.Scan {
-		if c.Scan[i], err = filepath.Abs(path); err != nil {
+	e.config.Scan = nil
+	for _, path := range c.Scan {
+		path, err := filepath.Abs(path)
+		if err != nil {
 			return nil, err
 		}
+		e.config.Scan = append(e.config.Scan, path)
 	}
 	if err := os.MkdirAll(filepath.Join(dir, poolsDir), 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)

@@ -447,6 +447,10 @@ func TestDevicesHandedOutKeepTheirPoolOpen(t *testing.T) {
 		t.Errorf("%+v, %+v", v.Info(), s.Info())
 	}
 	wantError(t, "close", g.e.ClosePool("a"), pool.ErrInUse, "2")
+	if _, err := g.e.GrowPool("a", 16*mib); err != nil {
+		t.Errorf("grow while volumes are open: %v", err)
+	}
+	g.wantStates("a:online")
 	wantError(t, "destroy", g.e.DestroyPool("a", true), pool.ErrInUse)
 	wantError(t, "close the engine", g.e.Close(), pool.ErrInUse)
 	if _, err := g.e.Volume("v"); err != nil {

@@ -67,7 +67,7 @@ func (e *Engine) open(en *entry, members []*member, readOnly bool) error {
 	p, err := e.layout.Open(pool.Config{
 		Disks: disks(members), Reactor: e.reactorOf(en.record.UUID), ReadOnly: readOnly,
 		SumCacheBytes: e.config.SumCacheBytes, OverProvision: e.config.OverProvision, ScrubRate: e.config.ScrubRate,
-		Event: e.report, Log: e.log,
+		CrashLog: e.crashLog(en.record.UUID), Event: e.report, Log: e.log,
 	})
 	if err != nil {
 		return errors.Join(err, closeMembers(members))
@@ -468,4 +468,10 @@ func (e *Engine) erase(en *entry) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// crashLog is the file that keeps what clients of a pool were told is written, but
+// did not flush, over the death of this process.
+func (e *Engine) crashLog(id uuid.UUID) string {
+	return filepath.Join(e.config.DataDir, poolsDir, id.String()+".pending")
 }

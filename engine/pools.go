@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -418,6 +419,9 @@ func (e *Engine) DestroyPool(name string, force bool) error {
 		en.reason = fmt.Errorf("it is being destroyed, and that did not end: %w", err)
 		e.mu.Unlock()
 		return fail(err)
+	}
+	if err := os.Remove(e.crashLog(en.record.UUID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		e.log.Warn("a file of a pool that is gone was left", "pool", name, "error", err)
 	}
 	e.mu.Lock()
 	delete(e.pools, en.record.UUID)

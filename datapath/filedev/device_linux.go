@@ -412,33 +412,33 @@ func (d *Device) Info() datapath.Info {
 	return i
 }
 
-// Grow takes into use what the file or block device has become larger by, and
-// returns the size. Nothing happens where it has not grown; a file whose size was
-// no multiple of what direct I/O takes has to be opened anew. Any goroutine.
-func (d *Device) Grow() (uint64, error) {
+// Measure takes into use what the file or block device has become larger by.
+// Nothing happens where it has not grown; a file whose size was no multiple of what
+// direct I/O takes has to be opened anew. Any goroutine.
+func (d *Device) Measure() error {
 	old, now := d.size.Load(), uint64(0)
 	if d.block {
 		n, err := blockSize64(int(d.file.Fd()))
 		if err != nil {
-			return old, fmt.Errorf("%s: BLKGETSIZE64: %w", d.path, err)
+			return fmt.Errorf("%s: BLKGETSIZE64: %w", d.path, err)
 		}
 		now = n
 	} else {
 		s, err := d.file.Stat()
 		if err != nil {
-			return old, err
+			return err
 		}
 		now = uint64(s.Size())
 	}
 	switch {
 	case now <= old:
-		return old, nil
+		return nil
 	case d.aligned.Load() != old:
-		return old, fmt.Errorf("%s: cannot grow while it is open: its %d bytes were no multiple of %d", d.path, old, d.align)
+		return fmt.Errorf("%s: cannot grow while it is open: its %d bytes were no multiple of %d", d.path, old, d.align)
 	}
 	d.aligned.Store(now &^ uint64(d.align-1))
 	d.size.Store(now)
-	return now, nil
+	return nil
 }
 
 // Access is the way in force and the reason for it.

@@ -79,10 +79,16 @@ func (c *chain) from(v uint32) (first int) {
 	if h := int(hint.Load()); h > 0 && (h > len(c.layers) || c.layers[h-1].lookup(v) != 0) {
 		return h - 1
 	}
+	// What was seen while entries moved up is no truth to remember: the one above may
+	// have been looked at before, and the one below after.
+	p := c.layers[0].p
+	began := p.merges.Load()
 	for first < len(c.layers) && c.layers[first].lookup(v) == 0 {
 		first++
 	}
-	hint.Store(uint32(first + 1))
+	if began&1 == 0 && p.merges.Load() == began {
+		hint.Store(uint32(first + 1))
+	}
 	return first
 }
 

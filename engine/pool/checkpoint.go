@@ -84,9 +84,16 @@ func (p *Pool) checkpointLocked(flags uint64) error {
 			if err != nil {
 				return err
 			}
-			p.applyMu.RLock()
-			page.pair = pair
-			p.applyMu.RUnlock()
+			p.applyMu.Lock()
+			gone := page.layer.gone
+			if !gone {
+				page.pair = pair
+			}
+			p.applyMu.Unlock()
+			if gone { // since the beginning of the checkpoint
+				p.pairs = append(p.pairs, uint64(pair))
+				continue
+			}
 		}
 		if err := add(page.pair, pageHeader{kind: pageMap, owner: uint64(page.layer.id), index: uint64(page.index)}, func(b []byte) {
 			for i := range page.entries {
@@ -102,9 +109,16 @@ func (p *Pool) checkpointLocked(flags uint64) error {
 			if err != nil {
 				return err
 			}
-			p.applyMu.RLock()
-			l.pair = pair
-			p.applyMu.RUnlock()
+			p.applyMu.Lock()
+			gone := l.gone
+			if !gone {
+				l.pair = pair
+			}
+			p.applyMu.Unlock()
+			if gone {
+				p.pairs = append(p.pairs, uint64(pair))
+				continue
+			}
 		}
 		if err := add(l.pair, pageHeader{kind: pageLayer, owner: uint64(l.id)}, func(b []byte) {
 			r := l.stored
@@ -197,6 +211,7 @@ func (p *Pool) takePair() (int64, error) {
 		z.meta.setMeta(c % p.zoneClusters)
 		z.stale.Store(true)
 		p.metaCount.Add(1)
+		p.setReserve()
 		for i := metaPairs - 1; i >= 0; i-- {
 			p.pairs = append(p.pairs, uint64(c)*metaPairs+uint64(i))
 		}

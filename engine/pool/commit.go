@@ -1,8 +1,10 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"time"
 )
 
@@ -45,6 +47,10 @@ func (p *Pool) commitTxn(apply func(b []byte) []byte) error {
 	}
 	t := &txn{apply: apply, done: make(chan error, 1)}
 	p.request.Lock()
+	if p.request.ended {
+		p.request.Unlock()
+		return fmt.Errorf("pool %s: %w", p.name, ErrStopped)
+	}
 	p.request.txns = append(p.request.txns, t)
 	p.request.Unlock()
 	p.kickCommitter()
@@ -76,16 +82,18 @@ func (w flushWaiter) wake(err error) { w <- err }
 // commitAll makes everything that has completed durable and waits for it.
 func (p *Pool) commitAll() error {
 	w := make(flushWaiter, 1)
-	p.request.Lock()
-	p.request.flushes = append(p.request.flushes, w)
-	p.request.Unlock()
-	p.kickCommitter()
+	p.askFlush(w)
 	return <-w
 }
 
 // askFlush wakes w when everything completed so far is durable. Any thread.
 func (p *Pool) askFlush(w waiter) {
 	p.request.Lock()
+	if p.request.ended {
+		p.request.Unlock()
+		w.wake(fmt.Errorf("pool %s: %w", p.name, ErrStopped))
+		return
+	}
 	p.request.flushes = append(p.request.flushes, w)
 	p.request.Unlock()
 	p.kickCommitter()
@@ -94,6 +102,11 @@ func (p *Pool) askFlush(w waiter) {
 // askSpace wakes w when what was freed so far may be used again. Any thread.
 func (p *Pool) askSpace(w waiter) {
 	p.request.Lock()
+	if p.request.ended {
+		p.request.Unlock()
+		w.wake(fmt.Errorf("pool %s: %w", p.name, ErrStopped))
+		return
+	}
 	p.request.spaces = append(p.request.spaces, w)
 	p.request.Unlock()
 	p.kickCommitter()
@@ -102,6 +115,11 @@ func (p *Pool) askSpace(w waiter) {
 // askDirty wakes w when a region is dirty. Any thread.
 func (p *Pool) askDirty(index uint32, w waiter) {
 	p.request.Lock()
+	if p.request.ended {
+		p.request.Unlock()
+		w.wake(fmt.Errorf("pool %s: %w", p.name, ErrStopped))
+		return
+	}
 	p.request.regions = append(p.request.regions, regionWait{index, w})
 	p.request.Unlock()
 	p.kickCommitter()
@@ -114,20 +132,65 @@ func (p *Pool) runCommitter() {
 	var work commitWork
 	for {
 		stop := false
+		var again <-chan time.Time
+		if len(p.awaiting) > 0 {
+			again = time.After(time.Millisecond)
+		}
 		select {
 		case <-p.kick:
+		case <-again:
 		case <-p.stopping:
 			stop = true
 		}
 		p.request.Lock()
 		work, p.request.commitWork = p.request.commitWork, work
+		p.request.ended = stop
 		p.request.Unlock()
 		p.commit(&work)
 		work.reset()
+		p.serveSpace(stop)
 		if stop {
 			return
 		}
 	}
+}
+
+// spaceWait is a piece that waits until what was freed may be used again.
+type spaceWait struct {
+	w     waiter
+	until time.Time
+}
+
+// spaceWaitMax bounds the wait for requests under way, which mostly end in
+// milliseconds.
+const spaceWaitMax = 2 * time.Second
+
+// errBusy is what a wait for space ends with when requests that may still touch what
+// was freed do not end.
+var errBusy = errors.New("requests under way do not end")
+
+// serveSpace wakes those who wait for space when all that was freed is there, or it
+// does not come. It does not wait itself: the requests it would wait for may need
+// the committer. Committer.
+func (p *Pool) serveSpace(now bool) {
+	if len(p.awaiting) == 0 {
+		return
+	}
+	left := p.reclaim()
+	if !left || now || p.failed() != nil {
+		for _, x := range p.awaiting {
+			x.w.wake(nil)
+		}
+		p.awaiting = p.awaiting[:0]
+		return
+	}
+	p.awaiting = slices.DeleteFunc(p.awaiting, func(x spaceWait) bool {
+		if time.Now().Before(x.until) {
+			return false
+		}
+		x.w.wake(errBusy)
+		return true
+	})
 }
 
 // commit does what was asked for.
@@ -156,16 +219,12 @@ func (p *Pool) commit(w *commitWork) {
 	for _, x := range w.flushes {
 		x.wake(err)
 	}
-	if len(w.spaces) > 0 {
-		for range 2000 { // requests under way end in less
-			if err != nil || !p.reclaim() {
-				break
-			}
-			time.Sleep(time.Millisecond)
-		}
-		for _, x := range w.spaces {
+	for _, x := range w.spaces {
+		if err != nil {
 			x.wake(err)
+			continue
 		}
+		p.awaiting = append(p.awaiting, spaceWait{x, time.Now().Add(spaceWaitMax)})
 	}
 	if p.journal.used() > p.journal.capacity()/2 {
 		p.wakeKeeper()
@@ -195,8 +254,8 @@ func (p *Pool) regionRecords(b []byte, w *commitWork) []byte {
 }
 
 // lockRegions takes sumsMu with the pages of the regions that shall become dirty
-// in memory.
-func (p *Pool) lockRegions(w *commitWork) error {
+// in memory. Whoever waits for one that cannot be had hears of it here.
+func (p *Pool) lockRegions(w *commitWork) {
 	for {
 		p.sumsMu.Lock()
 		missing, found := uint32(0), false
@@ -207,11 +266,17 @@ func (p *Pool) lockRegions(w *commitWork) error {
 			}
 		}
 		if !found {
-			return nil
+			return
 		}
 		p.sumsMu.Unlock()
 		if err := p.loadSums(missing); err != nil {
-			return err
+			w.regions = slices.DeleteFunc(w.regions, func(x regionWait) bool {
+				if x.index != missing {
+					return false
+				}
+				x.w.wake(err)
+				return true
+			})
 		}
 	}
 }
@@ -234,9 +299,7 @@ func (p *Pool) commitRegions(w *commitWork) error {
 	if err := p.journal.room(p, 64<<10); err != nil {
 		return err
 	}
-	if err := p.lockRegions(w); err != nil {
-		return err
-	}
+	p.lockRegions(w)
 	defer p.sumsMu.Unlock()
 	records := p.regionRecords(p.journal.records[:0], w)
 	p.journal.records = records
@@ -267,9 +330,7 @@ func (p *Pool) commitMaps(w *commitWork) error {
 			return err
 		}
 		if first {
-			if err := p.lockRegions(w); err != nil {
-				return err
-			}
+			p.lockRegions(w)
 		}
 		err := func() error {
 			if first {
@@ -296,7 +357,7 @@ func (p *Pool) commitMaps(w *commitWork) error {
 				pages = p.changed.Swap(nil)
 			}
 			size := 0
-			for pages != nil && size < int(p.journal.capacity()/4) {
+			for pages != nil && size < int(p.journal.capacity()/8) {
 				page := pages
 				pages = page.next
 				page.next = nil

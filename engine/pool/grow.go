@@ -19,8 +19,8 @@ func (p *Pool) Grow() error {
 	s := p.super.copy()
 	var added []segment
 	for i, d := range p.disks {
-		if g, ok := d.dev.(interface{ Grow() (uint64, error) }); ok {
-			if _, err := g.Grow(); err != nil {
+		if m, ok := d.dev.(interface{ Measure() error }); ok {
+			if err := m.Measure(); err != nil {
 				return fmt.Errorf("pool %s: %w", p.name, err)
 			}
 		}

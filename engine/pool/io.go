@@ -111,6 +111,24 @@ func (d *disk) read(b []byte, offset uint64) error {
 	return d.start(datapath.OpRead, 0, b, offset).wait()
 }
 
+// readPages reads pages that each have a second copy. One that cannot be read is
+// zeros in b, which no valid page is; an error means that none could be read.
+func (d *disk) readPages(b []byte, offset uint64) error {
+	err := d.read(b, offset)
+	if err == nil {
+		return nil
+	}
+	for i := 0; i < len(b); i += pageSize {
+		page := b[i:][:pageSize]
+		if d.read(page, offset+uint64(i)) == nil {
+			err = nil
+		} else {
+			clear(page)
+		}
+	}
+	return err
+}
+
 func (d *disk) write(b []byte, offset uint64, flags datapath.Flags) error {
 	return d.start(datapath.OpWrite, flags, b, offset).wait()
 }

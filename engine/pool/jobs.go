@@ -93,6 +93,16 @@ func (j *job) snapshot() Job {
 func (l *jobList) stop() { l.stopped.Store(true) }
 func (l *jobList) wait() { l.running.Wait() }
 
+// endAll ends what is left, so that nobody waits for it.
+func (l *jobList) endAll(err error) {
+	l.mu.Lock()
+	all := slices.Clone(l.all)
+	l.mu.Unlock()
+	for _, j := range all {
+		j.end(err)
+	}
+}
+
 // Jobs lists the work under way and the last hundred that ended, by id.
 func (p *Pool) Jobs() []Job {
 	p.jobs.mu.Lock()

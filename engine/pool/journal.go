@@ -94,6 +94,9 @@ func (j *journal) write(p *Pool, n int, pending uint64) error {
 
 func (j *journal) put(p *Pool, b []byte, h groupHeader, advance uint64) error {
 	next := j.next.Load()
+	if next+advance-j.tail.Load() > j.blocks {
+		return fmt.Errorf("the journal of %d bytes is full", j.capacity()) // rather than lose what replay begins with
+	}
 	h.epoch, h.lsn, h.durable, h.prev = j.epoch, next, next, j.prev.Load()
 	h.seal(b, p.id)
 	if err := j.disk.write(b, j.offset+next%j.blocks*pageSize, datapath.FlagFUA); err != nil {
@@ -171,18 +174,24 @@ func (j *journal) provenTail(p *Pool, s *superblock, bad uint64) error {
 	b := alignedBytes(step * pageSize)
 	for at := uint64(0); at < j.blocks; at += step {
 		n := min(step, j.blocks-at)
-		if err := j.disk.read(b[:n*pageSize], j.offset+at*pageSize); err != nil {
-			return fmt.Errorf("journal: %w", err)
+		if err := j.disk.readPages(b[:n*pageSize], j.offset+at*pageSize); err != nil {
+			clear(b[:n*pageSize]) // proves nothing
 		}
 		for i := range n {
 			h, ok := decodeGroupHeader(b[i*pageSize:(i+1)*pageSize], p.id)
-			if !ok || h.lsn%j.blocks != at+i || h.lsn <= bad || h.durable <= bad || h.lsn-bad >= j.blocks || h.epoch > s.epoch {
+			// A group of a later run than the superblock knows of proves that the newest
+			// superblock is lost.
+			later := h.epoch > s.epoch
+			if !ok || h.lsn%j.blocks != at+i || !later && (h.lsn <= bad || h.durable <= bad || h.lsn-bad >= j.blocks) {
 				continue
 			}
 			// Only a whole group proves anything.
 			group := alignedBytes(int(h.blocks) * pageSize)
 			if at+i+uint64(h.blocks) > j.blocks || j.disk.read(group, j.offset+(at+i)*pageSize) != nil || checksum(group[8:]) != h.crc {
 				continue
+			}
+			if later {
+				return fmt.Errorf("journal: the group at LSN %d is of run %d of the pool, the superblock of run %d: the newest superblock is lost: %w", h.lsn, h.epoch, s.epoch, ErrCorrupt)
 			}
 			return fmt.Errorf("journal: the group at LSN %d is damaged, though a later one at %d shows that it had been written: %w", bad, h.lsn, ErrCorrupt)
 		}

@@ -18,6 +18,9 @@ const (
 	// checkpointAfter is how long pages wait for a checkpoint when the journal has
 	// room.
 	checkpointAfter = 30 * time.Second
+	// settleRounds bounds settle, which needs a round or two when nobody writes, and
+	// more to rebuild what a crash left behind.
+	settleRounds = 1000
 	// cleanBatch is how many regions are cleaned between two flushes.
 	cleanBatch = 64
 )
@@ -140,6 +143,8 @@ func (p *Pool) freedSome() bool {
 // cleanRegions makes regions clean that were not written to for some time: their
 // checksums are stored, all disks flushed, and the journal told.
 func (p *Pool) cleanRegions(after time.Duration) error {
+	p.cleanMu.Lock()
+	defer p.cleanMu.Unlock()
 	now := time.Now()
 	type candidate struct {
 		index uint32
@@ -271,7 +276,11 @@ func (p *Pool) askRebuild(index uint32, w waiter) {
 	p.rebuilds.waiting[index] = append(p.rebuilds.waiting[index], w)
 	p.rebuilds.Unlock()
 	if p.config.Manual || p.config.ReadOnly {
-		go func() { _ = p.serveRebuilds() }() // w hears of errors
+		p.stopped.Add(1)
+		go func() { // ends by itself
+			defer p.stopped.Done()
+			_ = p.serveRebuilds() // w hears of errors
+		}()
 		return
 	}
 	p.wakeKeeper()
@@ -341,9 +350,7 @@ func (p *Pool) rebuildSums(index uint32) error {
 		return fmt.Errorf("region %d: its disk is missing", index)
 	}
 	b := alignedBytes(pairSize)
-	if err := z.disk.read(b, p.sumsOffset(z, index)); err != nil {
-		return err
-	}
+	lost := z.disk.readPages(b, p.sumsOffset(z, index)) // is no harm as long as all data can be read
 	page, ok := p.decodeSums(b, index)
 	if !ok {
 		page = &sumPage{}
@@ -368,6 +375,8 @@ func (p *Pool) rebuildSums(index uint32) error {
 			block := data[:blockSize]
 			if d.read(block, offset+uint64(j)*blockSize) == nil {
 				page.sums[i*clusterBlocks+j].Store(checksum(block))
+			} else if lost != nil {
+				return lost // the disk may come back
 			}
 		}
 	}
@@ -383,13 +392,15 @@ func (p *Pool) rebuildSums(index uint32) error {
 }
 
 // settle makes everything durable and clean, for a close in order.
+// It gives up after some rounds on regions that others go on writing to.
 func (p *Pool) settle() error {
-	for {
-		if err := p.serveRebuilds(); err != nil {
-			return err
-		}
+	for round := 0; ; round++ {
+		unknown := p.serveRebuilds()
 		if err := p.commitAll(); err != nil {
 			return err
+		}
+		if unknown != nil || round == settleRounds {
+			return unknown
 		}
 		p.sumsMu.Lock()
 		left := len(p.dirty)

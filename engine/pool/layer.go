@@ -198,11 +198,11 @@ func maskOf(first, count uint32) uint32 {
 // most n and within the cluster, follow it there. cluster is noCluster where they
 // read as zeros.
 func (l *layer) locate(v, b, n uint32) (cluster, count uint32) {
+	parent := l.parent.Load() // before the entry: it goes when the last entry below has moved up
 	e := l.lookup(v)
 	if e.mask()&(1<<b) != 0 {
 		return e.cluster(), min(n, run(e.mask(), b))
 	}
-	parent := l.parent.Load()
 	if parent == nil || e.zero() {
 		return noCluster, min(n, run(^e.mask(), b))
 	}

@@ -87,6 +87,7 @@ func (c *piece) lock(then func(*piece)) bool {
 	}
 	c.then = then
 	c.q.parked = append(c.q.parked, c)
+	c.rest()
 	return false
 }
 
@@ -134,6 +135,7 @@ func (q *queue) retryLocks() {
 	q.parked = q.retrying[:0]
 	for i, c := range list {
 		list[i] = nil
+		c.unrest()
 		c.then(c)
 	}
 	q.retrying = list[:0]

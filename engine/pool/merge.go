@@ -47,6 +47,8 @@ func (p *Pool) startMerging() {
 
 // mergeAll merges or removes every hidden layer that has less than two children.
 func (p *Pool) mergeAll() error {
+	p.mergeMu.Lock()
+	defer p.mergeMu.Unlock()
 	for {
 		l, child := p.nextHidden()
 		if l == nil {
@@ -57,6 +59,9 @@ func (p *Pool) mergeAll() error {
 			err = p.removeHidden(l)
 		} else {
 			err = p.merge(l, child)
+		}
+		if errors.Is(err, errRemoved) {
+			continue // with nothing that stands on l
 		}
 		if err != nil {
 			if errors.Is(err, errClosing) {
@@ -126,6 +131,9 @@ func (p *Pool) startFreeing(l *layer, j *job) {
 }
 
 func (p *Pool) freeLayer(l *layer, j *job) {
+	// A batch of a merge into l may be under way; the next one sees that l is gone.
+	p.batchMu.Lock()
+	p.batchMu.Unlock() //nolint:staticcheck // waits for its holder, no more
 	var batch []uint32
 	put := func() {
 		p.alloc.mu.Lock()
@@ -152,6 +160,9 @@ func (p *Pool) freeLayer(l *layer, j *job) {
 	j.end(nil)
 }
 
+// errRemoved is how a merge ends when the layer it merges into was removed.
+var errRemoved = errors.New("the layer above was removed")
+
 // move is one cluster of a layer that goes into its child.
 type move struct {
 	v      uint32
@@ -175,6 +186,10 @@ func (p *Pool) merge(l, child *layer) error {
 		defer release()
 		return p.mergeClusters(l, child, moves)
 	}
+	// While blocks are locked, mu must not be waited for: who has it may wait for
+	// changes that wait for those blocks.
+	head := p.liveVolume(child)
+	live := func() bool { return head != nil && head.head.Load() == child }
 	for v := uint32(0); ; {
 		if p.jobs.stopped.Load() {
 			release()
@@ -197,7 +212,7 @@ func (p *Pool) merge(l, child *layer) error {
 			continue
 		}
 		m := move{v: at}
-		if vol := p.liveVolume(child); vol != nil {
+		if vol := head; live() {
 			if !vol.locks.try(at, wholeMask, false) {
 				if len(moves) > 0 {
 					// What is locked must not wait for what is not.
@@ -209,7 +224,7 @@ func (p *Pool) merge(l, child *layer) error {
 				continue
 			}
 			m.locked = vol
-			if p.liveVolume(child) != vol {
+			if !live() {
 				// A snapshot was taken in between: the child is frozen now.
 				if vol.locks.release(at, wholeMask) {
 					vol.wakeAll()
@@ -222,6 +237,9 @@ func (p *Pool) merge(l, child *layer) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if child.removed {
+		return errRemoved
+	}
 	rec := child.rec
 	rec.parent = l.rec.parent
 	err := p.commitTxn(func(b []byte) []byte {
@@ -279,6 +297,14 @@ func (p *Pool) mergeClusters(l, child *layer, moves []move) error {
 		freed  uint32
 		gained bool // the child has a cluster more
 	}
+	p.batchMu.Lock()
+	defer p.batchMu.Unlock()
+	p.applyMu.RLock()
+	gone := child.gone
+	p.applyMu.RUnlock()
+	if gone {
+		return errRemoved
+	}
 	results := make([]result, 0, len(moves))
 	for _, m := range moves {
 		below, above := l.lookup(m.v), child.lookup(m.v)
@@ -302,7 +328,10 @@ func (p *Pool) mergeClusters(l, child *layer, moves []move) error {
 		}
 		results = append(results, r)
 	}
-	return p.commitTxn(func(b []byte) []byte {
+	err := p.commitTxn(func(b []byte) []byte {
+		if gone = child.gone; gone {
+			return b
+		}
 		p.merges.Add(1)
 		for _, r := range results {
 			page, old := child.page(r.v), l.page(r.v)
@@ -325,6 +354,10 @@ func (p *Pool) mergeClusters(l, child *layer, moves []move) error {
 		p.merges.Add(1)
 		return b
 	})
+	if err == nil && gone {
+		return errRemoved
+	}
+	return err
 }
 
 // copyBlocks copies blocks of a cluster into another that does not have them yet.

@@ -265,12 +265,15 @@ func (p *Pool) loadZones() error {
 		buffers[i] = alignedBytes(pairSize)
 		b.add(z.disk.start(datapath.OpRead, 0, buffers[i], z.start))
 	}
-	if err := b.wait(); err != nil {
-		return fmt.Errorf("pool %s: zone page: %w", p.name, err)
-	}
+	unread := b.wait() != nil
 	for i, z := range zones {
 		if z.disk == nil {
 			continue
+		}
+		if unread {
+			if err := z.disk.readPages(buffers[i], z.start); err != nil {
+				return fmt.Errorf("pool %s: page of zone %d: %w", p.name, i, err)
+			}
 		}
 		page, h, stale, ok := newestOfPair(buffers[i], p.id, uint64(i))
 		if !ok || h.kind != pageZone {
@@ -283,6 +286,7 @@ func (p *Pool) loadZones() error {
 		}
 		if stale {
 			z.stale.Store(true)
+			p.tellDamaged(z.disk, z.start, buffers[i], uint64(i))
 		}
 	}
 	return nil
@@ -300,7 +304,10 @@ func (p *Pool) loadMaps() error {
 	owners := map[*mapPage]uint32{}
 	take := func(w *waiting) error {
 		if err := w.c.wait(); err != nil {
-			return fmt.Errorf("pool %s: metadata: %w", p.name, err)
+			d, at := p.address(w.meta)
+			if d.readPages(w.b, at) != nil {
+				return fmt.Errorf("pool %s: metadata: %w", p.name, err)
+			}
 		}
 		for i := range uint64(metaPairs) {
 			pair := uint64(w.meta)*metaPairs + i
@@ -309,9 +316,17 @@ func (p *Pool) loadMaps() error {
 				d, at := p.pairAddress(int64(pair))
 				return fmt.Errorf("pool %s: %s: both copies of the metadata page at %d are damaged: %w", p.name, d.path, at, ErrCorrupt)
 			}
+			if stale {
+				d, at := p.pairAddress(int64(pair))
+				p.tellDamaged(d, at, w.b[i*pairSize:(i+1)*pairSize], pair)
+			}
 			body := page[pageHeaderSize:]
 			switch h.kind {
 			case pageFree:
+				if stale {
+					p.removedPairs = append(p.removedPairs, removedPair{int64(pair), true}) // to be written again
+					continue
+				}
 				p.pairs = append(p.pairs, pair)
 			case pageLayer:
 				r, err := decodeLayer(body)
@@ -562,19 +577,24 @@ func (p *Pool) Close() error {
 	var errs []error
 	if !p.config.ReadOnly {
 		p.jobs.stop()
+		p.jobs.wait() // they need the committer
+		p.jobs.endAll(errClosing)
+		flags := superClean
 		if p.failed() == nil {
-			errs = append(errs, p.settle())
+			if err := p.settle(); err != nil {
+				errs, flags = append(errs, err), 0
+			}
 		}
 		close(p.stopping)
 		p.stopped.Wait()
-		p.jobs.wait()
 		if p.failed() == nil {
 			p.checkpointMu.Lock()
-			errs = append(errs, p.checkpointLocked(superClean))
+			errs = append(errs, p.checkpointLocked(flags))
 			p.checkpointMu.Unlock()
 		}
 		errs = append(errs, p.pending.close())
 	}
+	p.stopped.Wait() // of a read-only pool: what computes checksums
 	for _, d := range p.disks {
 		if d != nil {
 			errs = append(errs, d.close())

@@ -60,9 +60,11 @@ type Pool struct {
 	request struct {
 		sync.Mutex
 		commitWork
+		ended bool // the committer answers nobody any more
 	}
-	kick    chan struct{}
-	journal journal
+	awaiting []spaceWait // owned by the committer
+	kick     chan struct{}
+	journal  journal
 
 	freed struct { // by discards and merges; the record that frees them is not durable yet
 		sync.Mutex
@@ -97,6 +99,9 @@ type Pool struct {
 		sync.Mutex
 		running, again bool
 	}
+	mergeMu    sync.Mutex   // one merge at a time; outermost
+	batchMu    sync.Mutex   // held while clusters of a batch are merged; under mu
+	cleanMu    sync.Mutex   // one cleaner at a time: older checksums must not follow newer ones
 	spaceLevel atomic.Int32 // percent threshold last told
 	corrupt    atomic.Uint64
 	rebuildMu  sync.Mutex
@@ -284,16 +289,20 @@ func (p *Pool) loadSums(index uint32) error {
 		return errors.New("the disk is missing")
 	}
 	b := alignedBytes(pairSize)
-	if err := z.disk.read(b, p.sumsOffset(z, index)); err != nil {
-		return err
+	for g.page.Load() == nil {
+		seen := g.version()
+		if err := z.disk.readPages(b, p.sumsOffset(z, index)); err != nil {
+			return err
+		}
+		p.installSums(g, z, index, b, seen)
 	}
-	p.installSums(g, z, index, b)
 	return nil
 }
 
 // installSums makes the page read into b that of the region, unless another was
-// faster. Any thread.
-func (p *Pool) installSums(g *region, z *zone, index uint32, b []byte) {
+// faster. seen is the region's version before the read: where it was written since,
+// nothing is installed, and the caller reads again. Any thread.
+func (p *Pool) installSums(g *region, z *zone, index uint32, b []byte, seen uint64) {
 	page, ok := p.decodeSums(b, index)
 	lost := !ok && regionState(z.states[index%uint32(len(z.regions))].Load()) != regionFresh
 	if !ok {
@@ -306,12 +315,41 @@ func (p *Pool) installSums(g *region, z *zone, index uint32, b []byte) {
 	}
 	// Where another was faster, the region may have become dirty since, and what was
 	// read here means nothing.
-	if !g.page.CompareAndSwap(nil, page) {
+	if g.version() != seen || !g.page.CompareAndSwap(nil, page) {
 		return
 	}
 	p.sumPages.Add(1)
+	if ok {
+		p.healSums(z, index, b)
+	}
 	if lost {
 		p.event(Event{Kind: EventCorrupt, Device: z.disk.path, Address: p.sumsOffset(z, index),
 			Message: fmt.Sprintf("both copies of the checksums of region %d are damaged: its blocks cannot be proven until they are written again", index)})
 	}
+}
+
+// healSums has a pair of checksum pages written again of which one copy is damaged:
+// the region becomes dirty, and is cleaned like any other. Any thread.
+func (p *Pool) healSums(z *zone, index uint32, b []byte) {
+	if p.tellDamaged(z.disk, p.sumsOffset(z, index), b, uint64(index)) && p.writable() == nil {
+		p.askDirty(index, nobody{})
+	}
+}
+
+// nobody waits for nothing.
+type nobody struct{}
+
+func (nobody) wake(error) {}
+
+// tellDamaged reports whether one copy of the pair b of pages, which lies at offset of
+// d, is damaged, and tells of it.
+func (p *Pool) tellDamaged(d *disk, offset uint64, b []byte, self uint64) (damaged bool) {
+	for i := range uint64(2) {
+		if _, ok := openPage(b[i*pageSize:][:pageSize], p.id, self); !ok {
+			damaged = true
+			p.event(Event{Kind: EventRepaired, Device: d.path, Address: offset + i*pageSize,
+				Message: "one copy of a page of metadata was damaged; it was read from the other, and is written again"})
+		}
+	}
+	return damaged
 }

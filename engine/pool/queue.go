@@ -77,6 +77,8 @@ type slot struct {
 	end       uint64
 	pieces    int // under way
 	parity    uint64
+	resting   int  // pieces that wait and hold on to no cluster
+	away      bool // not counted in active: all its pieces rest
 	status    datapath.Status
 	commit    bool // a change could not be kept but by the journal
 	zero      bool // nothing but zeros so far
@@ -111,14 +113,16 @@ type piece struct {
 	from   int
 	length int
 
-	loader []byte
-	wanted uint32       // region whose checksums it waits for
-	after  func(*piece) // and what then
+	loader  []byte
+	wanted  uint32       // region whose checksums it waits for
+	version uint64       // of that region, before they were read
+	after   func(*piece) // and what then
 
 	mask    uint32 // blocks to lock
 	locked  bool
 	parked  bool
-	spaced  bool // waited for space already
+	spaced  int // how often it has waited for space
+	rests   bool
 	region  *region
 	index   uint32 // of the region
 	block   uint32 // in the region
@@ -221,6 +225,7 @@ func (q *queue) submitChange(s *slot) {
 		return
 	}
 	if q.paused {
+		q.active[s.parity].Add(-1) // it has touched nothing, and others may wait for the end of the epoch
 		q.held = append(q.held, s)
 		return
 	}
@@ -240,6 +245,38 @@ func (q *queue) enter() uint64 {
 	}
 }
 
+// rest says that the piece waits, and holds on to no cluster that could be freed:
+// what it waits for may be just the end of its own epoch. unrest undoes it.
+func (c *piece) rest() {
+	c.rests = true
+	c.s.resting++
+	c.s.leaveEpoch()
+}
+
+func (c *piece) unrest() {
+	if c.rests {
+		c.rests = false
+		c.s.resting--
+		c.s.joinEpoch()
+	}
+}
+
+// leaveEpoch takes the request out of its epoch when all its pieces rest.
+func (s *slot) leaveEpoch() {
+	if !s.away && !s.advancing && s.resting > 0 && s.resting == s.pieces {
+		s.q.active[s.parity].Add(-1)
+		s.away = true
+	}
+}
+
+// joinEpoch undoes leaveEpoch.
+func (s *slot) joinEpoch() {
+	if s.away {
+		s.parity = s.q.enter()
+		s.away = false
+	}
+}
+
 // advance begins as many pieces of the request as it can, and ends it when there
 // are none left.
 func (s *slot) advance() {
@@ -247,6 +284,7 @@ func (s *slot) advance() {
 		return // a piece ended at once; the loop below goes on
 	}
 	s.advancing = true
+	s.joinEpoch()
 	for s.next < s.end && s.status == datapath.StatusOK && !s.waits {
 		more := false
 		switch s.r.Op {
@@ -265,6 +303,7 @@ func (s *slot) advance() {
 	}
 	s.advancing = false
 	if s.pieces > 0 || s.waits {
+		s.leaveEpoch()
 		return
 	}
 	switch s.r.Op {
@@ -349,7 +388,7 @@ func (q *queue) takePiece(s *slot) *piece {
 		q.free = q.free[:n]
 	}
 	c.s, c.done, c.tries, c.bounce, c.part, c.loader, c.err = s, 0, 0, nil, nil, nil, nil
-	c.locked, c.parked, c.spaced, c.region, c.inPlace = false, false, false, nil, false
+	c.locked, c.parked, c.spaced, c.region, c.inPlace = false, false, 0, nil, false
 	s.pieces++
 	return c
 }
@@ -400,7 +439,10 @@ func (c *piece) wake(err error) {
 }
 
 // RunTask implements [reactor.Task].
-func (c *piece) RunTask(*reactor.Reactor) { c.then(c) }
+func (c *piece) RunTask(*reactor.Reactor) {
+	c.unrest()
+	c.then(c)
+}
 
 // takeBounce gets memory for a part of a block; false: then is called when there
 // is some.
@@ -413,6 +455,7 @@ func (c *piece) takeBounce(then func(*piece)) bool {
 	}
 	c.then = then
 	q.waitBounce = append(q.waitBounce, c)
+	c.rest()
 	return false
 }
 
@@ -461,6 +504,7 @@ func (c *piece) needSums(index uint32, then func(*piece)) bool {
 	}
 	c.loader = q.loaders[n]
 	q.loaders = q.loaders[:n]
+	c.version = g.version()
 	c.submit(datapath.OpRead, 0, z.disk, q.p.sumsOffset(z, index), c.loader, (*piece).sumsRead)
 	return false
 }
@@ -469,14 +513,17 @@ func (c *piece) sumsRead() {
 	q := c.q
 	g, z := q.p.regionAt(c.wanted)
 	if c.req.Status == datapath.StatusOK {
-		q.p.installSums(g, z, c.wanted, c.loader)
-	} else {
-		c.err = c.req.Status.Err()
+		q.p.installSums(g, z, c.wanted, c.loader, c.version)
 	}
 	q.loaders = append(q.loaders, c.loader)
 	c.loader = nil
 	if len(q.waitLoader) > 0 {
 		takeFirst(&q.waitLoader).later((*piece).retrySums)
+	}
+	if c.req.Status != datapath.StatusOK {
+		c.then = c.after
+		go c.wake(q.p.loadSums(c.wanted)) // one copy may still be read; ends with the piece
+		return
 	}
 	c.after(c)
 }
@@ -502,6 +549,7 @@ func (q *queue) pause(ack func()) {
 func (q *queue) resume() {
 	q.paused = false
 	for _, s := range q.held {
+		s.parity = q.enter()
 		q.modifying++
 		if q.p.failure.Load() != nil {
 			s.fail(datapath.StatusIO)

@@ -73,6 +73,11 @@ func (s *slot) readPart(head *layer, v, b uint32) bool {
 
 func (c *piece) startReadPart() {
 	c.buf = c.bounce
+	if c.cluster, _ = c.q.v.head.Load().locate(c.v, c.first, 1); c.cluster == noCluster { // it may have waited
+		clear(c.part)
+		c.end(datapath.StatusOK)
+		return
+	}
 	d, offset := c.q.p.address(c.cluster)
 	c.submit(datapath.OpRead, 0, d, offset+uint64(c.first)*blockSize, c.buf, (*piece).readDone)
 }

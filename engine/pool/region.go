@@ -40,12 +40,15 @@ func (g *region) enter() bool {
 	if g.state.Add(1+regionVersion)&regionIsDirty != 0 {
 		return true
 	}
-	g.state.Add(^uint64(0))
+	g.state.Add(^uint64(regionVersion)) // minus what was added
 	return false
 }
 
 // leave ends a write whose checksum is in the page.
 func (g *region) leave() { g.state.Add(^uint64(0)) }
+
+// version changes with every write that begins.
+func (g *region) version() uint64 { return g.state.Load() / regionVersion }
 
 // touch marks the region as in use for the cache.
 func (g *region) touch() {

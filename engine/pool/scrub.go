@@ -167,6 +167,9 @@ func (p *Pool) scrubCluster(l *layer, v uint32, j *job) {
 		}
 	}
 	e := l.lookup(v)
+	if bad &= e.mask(); bad == 0 {
+		return // given up meanwhile
+	}
 	d, offset := p.address(e.cluster())
 	name := fmt.Sprintf("layer %d", l.id)
 	p.mu.Lock()

@@ -27,7 +27,9 @@ type volume struct {
 	size     atomic.Uint64         // bytes
 	thick    atomic.Bool
 	reserved atomic.Int64 // clusters still promised to it
-	locks    blockLocks
+	// allocating counts pieces between taking a cluster and entering it in the map.
+	allocating atomic.Int64
+	locks      blockLocks
 
 	named    atomic.Pointer[[]namedLayer] // snapshots
 	contexts atomic.Pointer[[]string]

@@ -1,6 +1,10 @@
 package pool
 
-import "github.com/ashlar-storage/ashlar/datapath"
+import (
+	"errors"
+
+	"github.com/ashlar-storage/ashlar/datapath"
+)
 
 // advanceWrite begins the next piece of a write.
 func (s *slot) advanceWrite() bool {
@@ -112,10 +116,6 @@ func (c *piece) write() {
 func (c *piece) place() {
 	q := c.q
 	p, v := q.p, q.v
-	if c.err != nil { // of a commit that was to make space
-		c.end(datapath.StatusIO)
-		return
-	}
 	l := v.head.Load()
 	e := l.lookup(c.v)
 	if e.cluster() == noCluster {
@@ -126,12 +126,20 @@ func (c *piece) place() {
 			if e.cluster() != noCluster {
 				break
 			}
+			v.allocating.Add(1)
 			n, thick, ok := v.allocate()
 			if !ok {
-				if !c.spaced && (p.alloc.pendingSpace()) {
-					c.spaced = true
-					c.then = (*piece).place
-					p.askSpace(c)
+				others := v.allocating.Add(-1) > 0
+				if e = entry(slot.Load()); e.cluster() != noCluster {
+					break
+				}
+				if others { // which may be about to enter this cluster, or to give one back
+					c.later((*piece).place)
+					return
+				}
+				if c.spaced < spaceTries && p.alloc.pendingSpace() {
+					c.spaced++
+					c.awaitSpace()
 					return
 				}
 				p.toldFull(v)
@@ -139,11 +147,13 @@ func (c *piece) place() {
 				return
 			}
 			if slot.CompareAndSwap(uint64(e), uint64(makeEntry(n, 0, e.zero()))) {
+				v.allocating.Add(-1)
 				e = makeEntry(n, 0, e.zero())
 				l.owned.Add(1)
 				break
 			}
 			v.unallocate(n, thick) // another piece was faster
+			v.allocating.Add(-1)
 		}
 	}
 	c.cluster = e.cluster()
@@ -151,6 +161,30 @@ func (c *piece) place() {
 	c.region, c.index, c.block = p.region(c.cluster)
 	c.err = nil
 	c.enterRegion()
+}
+
+// spaceTries is how often a piece waits for space that was freed and that others
+// may take first.
+const spaceTries = 16
+
+// awaitSpace waits until what was freed may be used again. The request has to be out
+// of its epoch meanwhile, as far as it holds on to nothing: it would wait for itself.
+func (c *piece) awaitSpace() {
+	c.err = nil
+	c.then = (*piece).spaceCame
+	c.rest()
+	c.q.p.askSpace(c)
+}
+
+func (c *piece) spaceCame() {
+	switch {
+	case errors.Is(c.err, errBusy):
+		c.spaced = spaceTries
+	case c.err != nil:
+		c.end(datapath.StatusIO)
+		return
+	}
+	c.place()
 }
 
 // enterRegion waits until the region of the piece's cluster is dirty.
@@ -241,9 +275,11 @@ func (c *piece) relearned() {
 // volume's reservation.
 func (v *volume) allocate() (cluster uint32, thick, ok bool) {
 	p := v.p
-	if v.reserved.Load() > 0 && v.reserved.Add(-1) >= 0 {
-		if cluster, ok = p.alloc.take(claimReserved, p.zoneClusters); ok {
-			return cluster, true, true
+	if v.reserved.Load() > 0 {
+		if v.reserved.Add(-1) >= 0 {
+			if cluster, ok = p.alloc.take(claimReserved, p.zoneClusters); ok {
+				return cluster, true, true
+			}
 		}
 		v.reserved.Add(1)
 	}

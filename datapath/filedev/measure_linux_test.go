@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestGrowTakesUpWhatTheFileGained(t *testing.T) {
+func TestMeasureTakesUpWhatTheFileGained(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -17,24 +17,24 @@ func TestGrowTakesUpWhatTheFileGained(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if n, err := d.Grow(); n != 1<<20 || err != nil {
-		t.Errorf("nothing gained: %d, %v", n, err)
+	if err := d.Measure(); d.Info().Size != 1<<20 || err != nil {
+		t.Errorf("nothing gained: %d, %v", d.Info().Size, err)
 	}
 	if err := os.Truncate(path, 3<<20); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := d.Grow(); n != 3<<20 || err != nil || d.Info().Size != 3<<20 {
-		t.Errorf("grown: %d, %v, info %d", n, err, d.Info().Size)
+	if err := d.Measure(); err != nil || d.Info().Size != 3<<20 {
+		t.Errorf("grown: %v, %d", err, d.Info().Size)
 	}
 	if err := os.Truncate(path, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := d.Grow(); n != 3<<20 || err != nil {
-		t.Errorf("a file that became smaller: %d, %v", n, err)
+	if err := d.Measure(); d.Info().Size != 3<<20 || err != nil {
+		t.Errorf("a file that became smaller: %d, %v", d.Info().Size, err)
 	}
 }
 
-func TestGrowRefusesARaggedEnd(t *testing.T) {
+func TestMeasureRefusesARaggedEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(path, make([]byte, 1<<20+100), 0o600); err != nil {
 		t.Fatal(err)
@@ -47,7 +47,7 @@ func TestGrowRefusesARaggedEnd(t *testing.T) {
 	if err := os.Truncate(path, 2<<20); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Grow(); err == nil || !strings.Contains(err.Error(), path) {
+	if err := d.Measure(); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("%v", err)
 	}
 }
