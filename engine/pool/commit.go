@@ -14,7 +14,9 @@ type commitWork struct {
 	spaces  []waiter     // and give back what was freed
 	regions []regionWait // make a region dirty
 	txns    []*txn
+	ahead   []uint32 // fresh regions that become dirty together with the one before them
 	cleans  []uint32 // regions that have become clean
+	unused  []uint32 // regions that were made dirty ahead, for nothing
 	commit  bool     // like a flush that nobody waits for
 }
 
@@ -24,7 +26,8 @@ func (w *commitWork) reset() {
 	clear(w.spaces)
 	clear(w.regions)
 	clear(w.txns)
-	*w = commitWork{flushes: w.flushes[:0], spaces: w.spaces[:0], regions: w.regions[:0], txns: w.txns[:0], cleans: w.cleans[:0]}
+	*w = commitWork{flushes: w.flushes[:0], spaces: w.spaces[:0], regions: w.regions[:0], txns: w.txns[:0],
+		ahead: w.ahead[:0], cleans: w.cleans[:0], unused: w.unused[:0]}
 }
 
 type regionWait struct {
@@ -205,7 +208,7 @@ func (p *Pool) commit(w *commitWork) {
 	if p.config.ReadOnly && err == nil {
 		err = p.writable()
 	}
-	if err == nil && len(w.regions)+len(w.cleans) > 0 && !full {
+	if err == nil && len(w.regions)+len(w.cleans)+len(w.unused) > 0 && !full {
 		err = p.commitRegions(w)
 	} else if err == nil && full {
 		err = p.commitMaps(w)
@@ -247,10 +250,43 @@ func (p *Pool) regionRecords(b []byte, w *commitWork) []byte {
 			record(index, regionClean)
 		}
 	}
+	for _, index := range w.unused {
+		if g, _ := p.regionAt(index); g.state.Load()&regionIsDirty == 0 {
+			record(index, regionFresh)
+		}
+	}
 	for _, x := range w.regions {
 		record(x.index, regionDirty)
 	}
+	for _, index := range w.ahead {
+		record(index, regionDirty)
+	}
 	return b
+}
+
+// regionsAhead is how many fresh regions become dirty with a fresh one before them:
+// clusters are allocated from one to the next, and their writes would each wait for
+// a record of the journal. It is 28 MiB.
+const regionsAhead = 7
+
+// lookAhead finds the fresh regions that are to become dirty as well.
+func (p *Pool) lookAhead(w *commitWork) {
+	for _, x := range w.regions {
+		_, z := p.regionAt(x.index)
+		per := uint32(len(z.regions))
+		for i := x.index % per; i <= x.index%per+regionsAhead && i < z.count/regionClusters; i++ {
+			index := z.index*per + i
+			if regionState(z.states[i].Load()) != regionFresh {
+				break
+			}
+			if i > x.index%per && !slices.Contains(w.ahead, index) && p.installFresh(&z.regions[i], z, index) {
+				w.ahead = append(w.ahead, index)
+			}
+		}
+	}
+	w.ahead = slices.DeleteFunc(w.ahead, func(index uint32) bool {
+		return slices.ContainsFunc(w.regions, func(x regionWait) bool { return x.index == index })
+	})
 }
 
 // lockRegions takes sumsMu with the pages of the regions that shall become dirty
@@ -258,6 +294,7 @@ func (p *Pool) regionRecords(b []byte, w *commitWork) []byte {
 func (p *Pool) lockRegions(w *commitWork) {
 	for {
 		p.sumsMu.Lock()
+		p.lookAhead(w)
 		missing, found := uint32(0), false
 		for _, x := range w.regions {
 			if g, _ := p.regionAt(x.index); g.page.Load() == nil || g.state.Load()&regionUntrusted != 0 {
@@ -289,6 +326,11 @@ func (p *Pool) markDirty(w *commitWork) {
 		if p.dirty[x.index] == nil {
 			p.dirty[x.index] = &dirtyRegion{}
 		}
+	}
+	for _, index := range w.ahead {
+		g, _ := p.regionAt(index)
+		g.state.Or(regionIsDirty | regionUsed)
+		p.dirty[index] = &dirtyRegion{ahead: true, version: g.version()}
 	}
 	if len(w.regions) > 0 {
 		p.wakeKeeper()

@@ -151,6 +151,9 @@ func (p *Pool) extend(s *superblock, added []segment) error {
 	first := 0
 	for i, g := range old {
 		if last := s.segments[i].last; last > g.last {
+			p.sumsMu.Lock()
+			zones[first+int(g.zones)-1].count = last * regionClusters
+			p.sumsMu.Unlock()
 			p.alloc.mu.Lock()
 			p.alloc.extendZone(first+int(g.zones)-1, last*regionClusters)
 			p.alloc.mu.Unlock()

@@ -30,6 +30,10 @@ const (
 type dirtyRegion struct {
 	seen  uint64 // its state, when last looked at
 	since time.Time
+	// ahead: it was fresh, and is dirty only because the one before it was written
+	// to; version is the region's at that time.
+	ahead   bool
+	version uint64
 }
 
 // wakeKeeper tells the keeper that there is something to look after. Any thread.
@@ -150,6 +154,7 @@ func (p *Pool) cleanRegions(after time.Duration) error {
 		index uint32
 		seen  uint64
 		sums  *sumPage
+		fresh bool // still
 	}
 	var batch []candidate
 	p.sumsMu.Lock()
@@ -168,7 +173,7 @@ func (p *Pool) cleanRegions(after time.Duration) error {
 		if s&regionWriters != 0 || now.Sub(d.since) < after {
 			continue
 		}
-		batch = append(batch, candidate{index, g.state.Load(), g.page.Load()})
+		batch = append(batch, candidate{index, g.state.Load(), g.page.Load(), d.ahead && g.version() == d.version})
 		if len(batch) == cleanBatch && after > 0 {
 			break
 		}
@@ -180,7 +185,7 @@ func (p *Pool) cleanRegions(after time.Duration) error {
 	var writes []*call
 	for _, c := range batch {
 		_, z := p.regionAt(c.index)
-		if z.disk == nil {
+		if z.disk == nil || c.fresh {
 			continue
 		}
 		b := alignedBytes(pairSize)
@@ -202,7 +207,7 @@ func (p *Pool) cleanRegions(after time.Duration) error {
 	if err := flushAll(disks); err != nil {
 		return err
 	}
-	var cleaned []uint32
+	var cleaned, unused []uint32
 	p.sumsMu.Lock()
 	for _, c := range batch {
 		g, _ := p.regionAt(c.index)
@@ -210,15 +215,20 @@ func (p *Pool) cleanRegions(after time.Duration) error {
 		for _, seen := range []uint64{c.seen &^ uint64(regionUsed), c.seen | regionUsed} {
 			if g.clean(seen) {
 				delete(p.dirty, c.index)
-				cleaned = append(cleaned, c.index)
+				if c.fresh {
+					unused = append(unused, c.index)
+				} else {
+					cleaned = append(cleaned, c.index)
+				}
 				break
 			}
 		}
 	}
 	p.sumsMu.Unlock()
-	if len(cleaned) > 0 {
+	if len(cleaned)+len(unused) > 0 {
 		p.request.Lock()
 		p.request.cleans = append(p.request.cleans, cleaned...)
+		p.request.unused = append(p.request.unused, unused...)
 		p.request.Unlock()
 		p.kickCommitter()
 	}

@@ -228,7 +228,7 @@ func (p *Pool) addZones(s *superblock, segments []segment) {
 				n = g.last
 			}
 			start := s.members[g.disk].base + uint64(g.first+i)*s.zoneStride()
-			z := &zone{disk: p.disks[g.disk], index: uint32(len(zones)), start: start, sums: start + clusterSize, data: start + s.zoneHead(),
+			z := &zone{disk: p.disks[g.disk], index: uint32(len(zones)), count: n * regionClusters, start: start, sums: start + clusterSize, data: start + s.zoneHead(),
 				regions: make([]region, s.zoneRegions), states: make([]atomic.Uint32, s.zoneRegions)}
 			z.meta.meta = make([]byte, zoneMetaBytes)
 			zones = append(zones, z)

@@ -126,6 +126,7 @@ type zone struct {
 	start   uint64 // bytes, on the disk: the pair of zone pages
 	sums    uint64 // bytes: the pairs of checksum pages
 	data    uint64 // bytes: the clusters
+	count   uint32 // clusters that exist; guarded by sumsMu
 	regions []region
 	states  []atomic.Uint32 // regionState of each, as the journal has it; written by the committer
 
@@ -289,7 +290,7 @@ func (p *Pool) loadSums(index uint32) error {
 		return errors.New("the disk is missing")
 	}
 	b := alignedBytes(pairSize)
-	for g.page.Load() == nil {
+	for g.page.Load() == nil && !p.installFresh(g, z, index) {
 		seen := g.version()
 		if err := z.disk.readPages(b, p.sumsOffset(z, index)); err != nil {
 			return err
@@ -297,6 +298,19 @@ func (p *Pool) loadSums(index uint32) error {
 		p.installSums(g, z, index, b, seen)
 	}
 	return nil
+}
+
+// installFresh gives a region that nothing was ever stored for its first page,
+// without a look at the disk. Any thread.
+func (p *Pool) installFresh(g *region, z *zone, index uint32) bool {
+	seen := g.version()
+	if regionState(z.states[index%uint32(len(z.regions))].Load()) != regionFresh || g.state.Load()&regionUntrusted != 0 || g.version() != seen {
+		return false
+	}
+	if g.page.CompareAndSwap(nil, &sumPage{}) {
+		p.sumPages.Add(1)
+	}
+	return true
 }
 
 // installSums makes the page read into b that of the region, unless another was

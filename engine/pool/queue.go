@@ -495,8 +495,11 @@ func (c *piece) needSums(index uint32, then func(*piece)) bool {
 		c.q.p.askRebuild(index, c)
 		return false
 	}
-	c.wanted, c.after = index, then
 	q := c.q
+	if q.p.installFresh(g, z, index) {
+		return true
+	}
+	c.wanted, c.after = index, then
 	n := len(q.loaders) - 1
 	if n < 0 {
 		q.waitLoader = append(q.waitLoader, c)
