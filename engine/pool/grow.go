@@ -76,6 +76,9 @@ func (p *Pool) AddDisk(d Disk) error {
 		return err
 	}
 	err = func() error {
+		if err := canPromise(x); err != nil {
+			return err
+		}
 		b := alignedBytes(foreignBytes)
 		if x.size >= foreignBytes {
 			if err := x.read(b, 0); err != nil {

@@ -36,9 +36,15 @@ type layer struct {
 	stored    layerRecord // the record as the journal has it; guarded by Pool.applyMu
 }
 
-// mapPage is 504 entries of a layer's map: in memory, and as a page of metadata.
+// mapPage is 504 entries of a layer's map: in memory, and as a page of metadata. It
+// is as large as a page, so that the memory of a map is what its format says.
 type mapPage struct {
 	entries [mapEntries]atomic.Uint64
+	*pageState
+}
+
+// pageState is what reads do not need of a page.
+type pageState struct {
 	// dirty marks entries the journal does not have yet.
 	dirty  [(mapEntries + 63) / 64]atomic.Uint64
 	queued atomic.Bool // in Pool.changed
@@ -47,7 +53,7 @@ type mapPage struct {
 	layer *layer // immutable
 	index uint32 // immutable
 
-	pair  int64 // where it lies, -1: nowhere yet; owned by the checkpointer
+	pair  int64 // where it lies, -1: nowhere yet; changes with Pool.applyMu
 	stale bool  // differs from the copy on disk; guarded by Pool.applyMu
 }
 
@@ -108,7 +114,7 @@ func (l *layer) page(v uint32) *mapPage {
 	if p := slot.Load(); p != nil {
 		return p
 	}
-	p := &mapPage{layer: l, index: i, pair: -1}
+	p := &mapPage{pageState: &pageState{layer: l, index: i, pair: -1}}
 	slot.Store(p)
 	return p
 }

@@ -67,6 +67,13 @@ func (p *Pool) open() error {
 	if super.rocompat&^knownROCompat != 0 && !p.config.ReadOnly {
 		return fmt.Errorf("pool %s: uses features (%#x) that this program may only read: open it read-only: %w", p.name, super.rocompat, ErrUnsupported)
 	}
+	if !p.config.ReadOnly {
+		for _, d := range p.disks {
+			if err := canPromise(d); err != nil {
+				return fmt.Errorf("pool %s: %w", p.name, err)
+			}
+		}
+	}
 	p.zoneClusters = super.zoneClusters()
 	p.addZones(super, super.segments)
 	if err := p.loadZones(); err != nil {
@@ -80,6 +87,9 @@ func (p *Pool) open() error {
 	pending, groups, err := p.journal.replay(p, super, p.replayRecord)
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", p.name, err)
+	}
+	if err := p.dropOrphans(); err != nil {
+		return err
 	}
 	pending = max(pending, super.pending)
 	p.changes.Store(pending)
@@ -104,9 +114,16 @@ func (p *Pool) open() error {
 		return nil
 	}
 	p.journal.epoch = super.epoch + 1
+	if ahead := p.generationSeen; ahead > super.generation {
+		// What is written now has to be newer on every disk. Of disk 0 the next slot stays the next.
+		p.super.generation += (ahead - super.generation + 1) &^ 1
+	}
 	err = p.writeSuper(func(s *superblock) {
 		s.epoch++
 		s.flags = 0
+		if p.staleLabels {
+			s.topology++ // has the superblocks of all disks written
+		}
 		for i, d := range p.disks {
 			s.members[i].hint = d.path
 		}
@@ -128,6 +145,18 @@ func (p *Pool) open() error {
 	}
 	if super.flags&superClean == 0 {
 		p.log.Info("pool recovered", "pool", p.name, "groups", groups, "pending", kept, "regions", untrusted)
+	}
+	return nil
+}
+
+// canPromise refuses a disk on which nothing could be made durable.
+func canPromise(d *disk) error {
+	i := d.dev.Info()
+	switch {
+	case i.ReadOnly:
+		return fmt.Errorf("%s: is read-only: open the pool read-only: %w", d.path, ErrReadOnly)
+	case !i.Has(datapath.FeatureFlush | datapath.FeatureFUA):
+		return fmt.Errorf("%s: cannot flush, or write through its cache: %w", d.path, ErrNotSupported)
 	}
 	return nil
 }
@@ -157,6 +186,7 @@ func (p *Pool) findDisks() (super *superblock, repaired bool, err error) {
 			return fail(err)
 		}
 		repaired = repaired || damaged
+		p.staleLabels = p.staleLabels || damaged && s.index > 0
 		all = append(all, found{x, s})
 	}
 	if len(all) == 0 {
@@ -190,6 +220,10 @@ func (p *Pool) findDisks() (super *superblock, repaired bool, err error) {
 		}
 		f.d.index = i
 		p.disks[i] = f.d
+		if f.s.topology != super.topology { // a change of members was cut short
+			p.staleLabels = true
+			p.generationSeen = max(p.generationSeen, f.s.generation)
+		}
 	}
 	missing := &MissingError{Pool: super.name}
 	for i, m := range super.members {
@@ -344,7 +378,7 @@ func (p *Pool) loadMaps() error {
 					p.staleLayers = append(p.staleLayers, l)
 				}
 			case pageMap:
-				m := &mapPage{index: uint32(h.index), pair: int64(pair), stale: stale}
+				m := &mapPage{pageState: &pageState{index: uint32(h.index), pair: int64(pair), stale: stale}}
 				if h.index > volumeSizeMax/clusterSize/mapEntries || h.owner >= 1<<32 {
 					return fmt.Errorf("pool %s: map page %d of layer %d: %w", p.name, h.index, h.owner, ErrCorrupt)
 				}
@@ -394,23 +428,61 @@ func (p *Pool) loadMaps() error {
 	if failed != nil {
 		return failed
 	}
+	p.orphans = map[uint32][]*mapPage{}
 	for _, m := range maps {
-		l := p.layers[owners[m]]
-		if l == nil {
-			p.pairs = append(p.pairs, uint64(m.pair)) // of a layer that was removed
-			continue
+		p.orphans[owners[m]] = append(p.orphans[owners[m]], m)
+	}
+	for _, l := range p.layers {
+		if err := p.adopt(l); err != nil {
+			return err
 		}
-		table := *l.table.Load()
+	}
+	p.setReserve()
+	return nil
+}
+
+// adopt gives a layer its map pages that were loaded. Those past its end stay
+// orphans: the journal may have it grow. So do those of a layer that is not known
+// yet: a crash in a checkpoint can leave its map pages without its record, which
+// the journal has. They must not be given up, or they would be found a second time
+// beside those the next checkpoint writes.
+func (p *Pool) adopt(l *layer) error {
+	table := *l.table.Load()
+	p.orphans[l.id] = slices.DeleteFunc(p.orphans[l.id], func(m *mapPage) bool {
 		if int(m.index) >= len(table) || table[m.index].Load() != nil {
-			return fmt.Errorf("pool %s: map page %d of layer %d is out of place: %w", p.name, m.index, l.id, ErrCorrupt)
+			return false
 		}
 		m.layer = l
 		table[m.index].Store(m)
 		if m.stale {
 			p.stale = append(p.stale, m)
 		}
+		return true
+	})
+	for _, m := range p.orphans[l.id] {
+		if int(m.index) < len(table) {
+			return fmt.Errorf("pool %s: map page %d of layer %d is there twice: %w", p.name, m.index, l.id, ErrCorrupt)
+		}
 	}
-	p.setReserve()
+	return nil
+}
+
+// dropOrphans gives up the map pages of layers that are gone. The journal has been
+// replayed.
+func (p *Pool) dropOrphans() error {
+	for id, pages := range p.orphans {
+		for _, m := range pages {
+			if p.layers[id] != nil {
+				return fmt.Errorf("pool %s: map page %d of layer %d is past its end: %w", p.name, m.index, id, ErrCorrupt)
+			}
+			if m.stale { // its copies differ: both are written again, as free
+				p.removedPairs = append(p.removedPairs, removedPair{m.pair, true})
+			} else {
+				p.pairs = append(p.pairs, uint64(m.pair))
+			}
+		}
+	}
+	p.orphans = nil
 	return nil
 }
 
@@ -453,6 +525,9 @@ func (p *Pool) replayRecord(t recordType, b []byte) error {
 			p.layers[r.id] = l
 		}
 		l.grow(r.size)
+		if err := p.adopt(l); err != nil {
+			return err
+		}
 		l.rec = r
 		p.storeRecord(l)
 		if r.id >= p.nextLayer.Load() {
@@ -487,7 +562,7 @@ func (p *Pool) dropPairs(l *layer) {
 	}
 	l.pages(func(m *mapPage) bool {
 		if m.pair >= 0 {
-			p.removedPairs = append(p.removedPairs, removedPair{m.pair, false})
+			p.removedPairs = append(p.removedPairs, removedPair{m.pair, m.stale}) // the copies of a stale one may differ
 		}
 		return true
 	})
