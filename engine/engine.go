@@ -104,8 +104,9 @@ type entry struct {
 	record record // guarded by Engine.mu; changed with the turn
 
 	// Guarded by Engine.mu; changed with the turn, users and devices aside.
-	pool     Pool  // nil while it is not open
-	reason   error // why it is not
+	pool     Pool        // nil while it is not open
+	reason   error       // why it is not
+	seen     []uuid.UUID // devices found at the last try that failed
 	opening  uint64
 	readOnly bool
 	members  []*member

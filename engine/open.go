@@ -31,6 +31,12 @@ func (e *Engine) reopen(en *entry, more []string) {
 	}
 	readOnly := e.config.ReadOnly || r.ReadOnly
 	members, problems, err := e.gather(e.reactorOf(r.UUID), r.UUID, paths, more, e.config.ScanDevices, readOnly)
+	var seen []uuid.UUID
+	for _, m := range members {
+		if m.label != nil {
+			seen = append(seen, m.label.Device)
+		}
+	}
 	if err == nil && len(members) == 0 {
 		gone := &pool.MissingError{Pool: r.Name}
 		for i, d := range r.Devices {
@@ -48,7 +54,7 @@ func (e *Engine) reopen(en *entry, more []string) {
 	}
 	if err != nil {
 		e.mu.Lock()
-		en.reason = err
+		en.reason, en.seen = err, seen
 		e.mu.Unlock()
 		e.report(pool.Event{Kind: EventNotOpened, Pool: r.Name, Message: err.Error()})
 		return

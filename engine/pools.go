@@ -31,7 +31,7 @@ type PoolDevice struct {
 	Path    string // where it is, or was last
 	UUID    uuid.UUID
 	Size    uint64 // bytes; as the pool records it
-	Present bool   // it is open
+	Present bool   // it is open; of a pool that is not: it was there at the last try
 	Access  string // how its bytes are reached; "" when not present
 }
 
@@ -68,7 +68,7 @@ func (e *Engine) describe(en *entry) PoolInfo {
 		}
 		for index, d := range en.record.Devices {
 			i.Members = append(i.Members, pool.Member{Index: index, UUID: d.UUID, Size: d.Size, Hint: d.Path})
-			i.Devices = append(i.Devices, PoolDevice{Path: d.Path, UUID: d.UUID, Size: d.Size})
+			i.Devices = append(i.Devices, PoolDevice{Path: d.Path, UUID: d.UUID, Size: d.Size, Present: slices.Contains(en.seen, d.UUID)})
 		}
 		return i
 	}

@@ -444,7 +444,7 @@ func (p *Pool) DeleteVolume(name string, cascade bool) (Job, error) {
 	}
 	set := p.snapshotsOf(v.id)
 	if len(set.byName) > 0 && !cascade {
-		return Job{}, fmt.Errorf("volume %s: %w (%d): delete them first, or together with it", name, ErrHasSnapshots, len(set.byName))
+		return Job{}, fmt.Errorf("volume %s: %w: %d", name, ErrHasSnapshots, len(set.byName))
 	}
 	for _, s := range set.byName {
 		if s.vol != nil && s.vol.opens > 0 {
