@@ -39,6 +39,10 @@ const (
 	pendingSet     uint32 = 1 // the cluster is this, and has these blocks too
 	pendingClear   uint32 = 2 // these blocks are not there; entryZero may have been set
 	pendingRelease uint32 = 3 // no cluster; nobody else could change the entry meanwhile
+	// A snapshot began: the layer is the new head on the layer v. Where the journal
+	// does not have that, nobody was told of the snapshot, but writes may be in the
+	// head.
+	pendingFreeze uint32 = 4
 )
 
 // pendingRecord is a change of one entry.
@@ -171,6 +175,13 @@ func (p *Pool) note(layer, v, kind uint32, e entry) (full bool) {
 func (p *Pool) replayPending(records []pendingRecord) (applied int) {
 	for _, r := range records {
 		l := p.layers[r.layer]
+		if r.kind == pendingFreeze {
+			if l == nil && p.replayFreeze(r.layer, p.layers[r.v]) {
+				p.changes.Store(r.change)
+				applied++
+			}
+			continue
+		}
 		if l == nil || uint64(r.v) >= clustersOf(l.rec.size) {
 			continue // removed since, durably
 		}
@@ -193,4 +204,27 @@ func (p *Pool) replayPending(records []pendingRecord) (applied int) {
 		applied++
 	}
 	return applied
+}
+
+// replayFreeze puts the head that a snapshot had made onto old. Nobody was told of
+// the snapshot, so old is to be merged into its head.
+func (p *Pool) replayFreeze(id uint32, old *layer) bool {
+	if old == nil || old.rec.flags&layerFrozen != 0 || id <= old.id {
+		return false
+	}
+	rec := old.rec
+	rec.id, rec.parent = id, old.id
+	head := newLayer(p, rec)
+	head.setParent(old)
+	old.rec.flags = layerFrozen | layerHidden
+	old.rec.name, old.rec.labels = "", nil
+	old.children = 1
+	p.layers[id] = head
+	p.nextLayer.Store(max(p.nextLayer.Load(), id+1))
+	p.early = append(p.early, func(b []byte) []byte {
+		p.storeRecord(old)
+		p.storeRecord(head)
+		return appendLayerRecord(appendLayerRecord(b, &old.rec), &head.rec)
+	})
+	return true
 }

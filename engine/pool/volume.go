@@ -538,6 +538,7 @@ func (p *Pool) CreateSnapshot(name, snapshot string, labels map[string]string) (
 		p.storeRecord(head)
 		return appendLayerRecord(appendLayerRecord(b, &old.rec), &head.rec)
 	})
+	p.note(head.id, old.id, pendingFreeze, 0)
 	p.captureMu.Unlock()
 	v.resume()
 
