@@ -77,7 +77,8 @@ block devices over NBD, and measures them. A daemon keeps pools with thin volume
 and snapshots; pool, volume, snapshot, job and events ask it.
 
 Exit codes: 0 done; 1 what was asked could not be done; 2 the command line is
-wrong; with export --run, the exit code of the command that was run.`,
+wrong; with export --run, the exit code of the command that was run; pool check
+has more.`,
 		Version:           versionText(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,

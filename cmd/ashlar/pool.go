@@ -19,7 +19,7 @@ volume is spread over all devices of its pool; a pool does not keep copies, so i
 needs every one of them.`,
 		newPoolCreateCommand(), newPoolListCommand(), newPoolStatusCommand(), newPoolGrowCommand(), newPoolAddDeviceCommand(),
 		newPoolScanCommand(), newPoolImportCommand(), newPoolCloseCommand(), newPoolScrubCommand(), newPoolDestroyCommand(),
-		// Here go the commands that work without a daemon.
+		newPoolCheckCommand(), // works without a daemon
 	)
 }
 

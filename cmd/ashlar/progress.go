@@ -37,15 +37,26 @@ func newProgress(out io.Writer) *progress {
 	return &progress{out: out, terminal: ok && term.IsTerminal(int(f.Fd()))}
 }
 
+// work is what a progress shows: a job of a daemon, or what this process does.
+type work struct {
+	kind, target string
+	done, total  uint64 // bytes
+	running      bool
+	damaged      uint64 // blocks
+}
+
 // show shows the state of a job at a time.
 func (p *progress) show(j *controlpb.Job, now time.Time) {
-	text := p.line(j, now)
-	running := j.GetState() == controlpb.JobState_JOB_STATE_RUNNING
+	p.showWork(work{word(j.GetKind()), j.GetTarget(), j.GetDoneBytes(), j.GetTotalBytes(), j.GetState() == controlpb.JobState_JOB_STATE_RUNNING, j.GetDamagedBlocks()}, now)
+}
+
+func (p *progress) showWork(w work, now time.Time) {
+	text := p.line(w, now)
 	switch {
 	case p.terminal:
 		fmt.Fprintf(p.out, "\r%s%s", text, strings.Repeat(" ", max(p.width-len(text), 0)))
 		p.width = len(text)
-	case !running: // the result says it
+	case !w.running: // the result says it
 	case p.last.IsZero() || now.Sub(p.last) >= plainEvery:
 		fmt.Fprintln(p.out, text)
 		p.last = now
@@ -60,28 +71,31 @@ func (p *progress) end() {
 	}
 }
 
-// line is the state of a job with its rate, and when it will end at that rate.
-func (p *progress) line(j *controlpb.Job, now time.Time) string {
-	p.samples = append(p.samples, sample{now, j.GetDoneBytes()})
+// line is the state of some work with its rate, and when it will end at that rate.
+func (p *progress) line(w work, now time.Time) string {
+	if n := len(p.samples); n > 0 && w.done < p.samples[n-1].done {
+		p.samples = p.samples[:0] // a new phase
+	}
+	p.samples = append(p.samples, sample{now, w.done})
 	for len(p.samples) > 2 && now.Sub(p.samples[1].at) >= rateWindow {
 		p.samples = p.samples[1:]
 	}
-	text := fmt.Sprintf("%s %s: %s", word(j.GetKind()), j.GetTarget(), humane(j.GetDoneBytes()))
-	if j.GetTotalBytes() > 0 {
-		text += fmt.Sprintf(" of %s, %s", humane(j.GetTotalBytes()), percent(j.GetDoneBytes(), j.GetTotalBytes()))
+	text := fmt.Sprintf("%s %s: %s", w.kind, w.target, humane(w.done))
+	if w.total > 0 {
+		text += fmt.Sprintf(" of %s, %s", humane(w.total), percent(w.done, w.total))
 	}
-	if j.GetState() == controlpb.JobState_JOB_STATE_RUNNING {
+	if w.running {
 		first := p.samples[0]
-		if seconds := now.Sub(first.at).Seconds(); seconds > 0 && j.GetDoneBytes() > first.done {
-			rate := float64(j.GetDoneBytes()-first.done) / seconds
+		if seconds := now.Sub(first.at).Seconds(); seconds > 0 && w.done > first.done {
+			rate := float64(w.done-first.done) / seconds
 			text += fmt.Sprintf(", %s/s", humane(uint64(rate)))
-			if left := j.GetTotalBytes() - j.GetDoneBytes(); j.GetTotalBytes() > j.GetDoneBytes() && rate >= 1 {
+			if left := w.total - w.done; w.total > w.done && rate >= 1 {
 				text += ", " + eta(float64(left)/rate) + " left"
 			}
 		}
 	}
-	if j.GetDamagedBlocks() > 0 {
-		text += fmt.Sprintf(", %d damaged blocks", j.GetDamagedBlocks())
+	if w.damaged > 0 {
+		text += fmt.Sprintf(", %d damaged blocks", w.damaged)
 	}
 	return text
 }

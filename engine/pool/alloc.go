@@ -3,6 +3,7 @@ package pool
 import (
 	"math/bits"
 	"sync"
+	"sync/atomic"
 )
 
 // allocator knows which clusters are free. What it knows is derived at open from
@@ -18,6 +19,22 @@ type allocator struct {
 	grace    uint64 // freed, but not yet for reuse; not in free
 	reserved uint64 // promised to thick volumes
 	reserve  uint64 // kept for metadata
+
+	// owed counts pages of metadata that are in memory and have no place on a disk
+	// yet. The next checkpoint takes clusters for them, which nobody else may.
+	owed atomic.Int64
+}
+
+// owedClusters is what a checkpoint may need for n pages more than there are.
+func (a *allocator) owedClusters(n int64) uint64 {
+	return uint64(max(a.owed.Load()+n, 0)+metaPairs-1) / metaPairs
+}
+
+// roomForPages reports whether n more pages of metadata would find their place.
+func (a *allocator) roomForPages(n int64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.free >= a.reserved+a.owedClusters(n)
 }
 
 // zoneAlloc is the free map of one zone: a set bit is in use.
@@ -96,11 +113,11 @@ func (a *allocator) take(c claim, zoneClusters uint32) (cluster uint32, ok bool)
 	defer a.mu.Unlock()
 	switch c {
 	case claimData:
-		if a.free <= a.reserved+a.reserve {
+		if a.free <= a.reserved+a.reserve+a.owedClusters(1) {
 			return 0, false
 		}
 	case claimReserved:
-		if a.reserved == 0 || a.free <= a.reserve {
+		if a.reserved == 0 || a.free == 0 {
 			return 0, false
 		}
 	}

@@ -88,6 +88,7 @@ func (p *Pool) checkpointLocked(flags uint64) error {
 			gone := page.layer.gone
 			if !gone {
 				page.pair = pair
+				p.alloc.owed.Add(-1)
 			}
 			p.applyMu.Unlock()
 			if gone { // since the beginning of the checkpoint
@@ -113,6 +114,10 @@ func (p *Pool) checkpointLocked(flags uint64) error {
 			gone := l.gone
 			if !gone {
 				l.pair = pair
+				if l.owed {
+					l.owed = false
+					p.alloc.owed.Add(-1)
+				}
 			}
 			p.applyMu.Unlock()
 			if gone {
@@ -258,6 +263,9 @@ func (p *Pool) writeSuper(change func(*superblock)) error {
 		s.index, s.disk = uint32(i), s.members[i].id
 		s.encode(b)
 		slot := s.generation % 2 * pageSize
+		if i > 0 {
+			slot = olderSlot(d, slot)
+		}
 		for _, at := range []uint64{slot, s.members[i].size - 2*pageSize + slot} {
 			if err := d.write(b, at, datapath.FlagFUA); err != nil {
 				return fmt.Errorf("superblock: %w", err)
@@ -266,4 +274,23 @@ func (p *Pool) writeSuper(change func(*superblock)) error {
 	}
 	p.super = s
 	return nil
+}
+
+// olderSlot is where the older superblock of a disk that is not written with each
+// generation lies, so that a torn write leaves the newer one. slot is the answer
+// where neither is.
+func olderSlot(d *disk, slot uint64) uint64 {
+	b := alignedBytes(pairSize)
+	if d.read(b, 0) != nil {
+		return slot
+	}
+	first, err := decodeSuperblock(b[:pageSize])
+	second, err2 := decodeSuperblock(b[pageSize:])
+	switch {
+	case err == nil && (err2 != nil || first.generation > second.generation):
+		return pageSize
+	case err2 == nil:
+		return 0
+	}
+	return slot
 }

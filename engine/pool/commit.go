@@ -365,7 +365,8 @@ func (p *Pool) commitMaps(w *commitWork) error {
 	p.freed.clusters = nil
 	p.freed.Unlock()
 
-	var pages *mapPage // captured from the stack, not yet from themselves
+	var pages, held *mapPage // captured from the stack, not yet from themselves; held are those of new heads
+	var freezes []freeze
 	var through uint64
 	for first := true; first || pages != nil; first = false {
 		if err := p.journal.room(p, p.journal.capacity()/3); err != nil {
@@ -383,10 +384,7 @@ func (p *Pool) commitMaps(w *commitWork) error {
 			var chunks [][]byte
 			p.captureMu.Lock()
 			if first {
-				for _, t := range p.early {
-					chunks = append(chunks, t(nil))
-				}
-				p.early = nil
+				freezes, p.freezes = p.freezes, nil
 				if b := p.regionRecords(nil, w); len(b) > 0 {
 					chunks = append(chunks, b)
 				}
@@ -397,6 +395,9 @@ func (p *Pool) commitMaps(w *commitWork) error {
 				}
 				through = p.changes.Load()
 				pages = p.changed.Swap(nil)
+				if len(freezes) > 0 {
+					pages, held = splitHeads(pages, freezes)
+				}
 			}
 			size := 0
 			for pages != nil && size < int(p.journal.capacity()/8) {
@@ -408,6 +409,13 @@ func (p *Pool) commitMaps(w *commitWork) error {
 				if len(b) > 0 {
 					chunks = append(chunks, b)
 				}
+			}
+			if pages == nil {
+				for _, f := range freezes {
+					chunks = append(chunks, f.records(nil))
+				}
+				freezes = nil
+				pages, held = held, nil
 			}
 			p.captureMu.Unlock()
 			pending := p.settled.Load()
@@ -440,6 +448,27 @@ func (p *Pool) commitMaps(w *commitWork) error {
 		p.reclaim()
 	}
 	return nil
+}
+
+// freeze puts head onto a layer that is not written any more. records makes the
+// records of that, in one chunk; it runs where a transaction does.
+type freeze struct {
+	head    *layer
+	records func([]byte) []byte
+}
+
+// splitHeads takes the pages of the heads of freezes out of a list.
+func splitHeads(pages *mapPage, freezes []freeze) (rest, heads *mapPage) {
+	for pages != nil {
+		page := pages
+		pages = page.next
+		to := &rest
+		if slices.ContainsFunc(freezes, func(f freeze) bool { return f.head == page.layer }) {
+			to = &heads
+		}
+		page.next, *to = *to, page
+	}
+	return rest, heads
 }
 
 // capture makes records of the entries of a page that the journal does not have.

@@ -22,8 +22,11 @@ type namedLayer struct {
 func (v *volume) renameLayers() {
 	var named []namedLayer
 	if set := v.p.snapshots[v.id]; set != nil && !v.readOnly {
+		head := v.head.Load()
 		for name, l := range set.byName {
-			named = append(named, namedLayer{name, l})
+			if head.standsOn(l) { // not, when the volume was reverted to an older one
+				named = append(named, namedLayer{name, l})
+			}
 		}
 	}
 	sort.Slice(named, func(i, j int) bool { return named[i].l.id < named[j].l.id })

@@ -33,6 +33,7 @@ type layer struct {
 	pair      int64
 	recChange bool        // the record differs from the one on disk; guarded by Pool.applyMu
 	gone      bool        // removed; guarded by Pool.applyMu
+	owed      bool        // counts in allocator.owed; guarded by Pool.applyMu
 	stored    layerRecord // the record as the journal has it; guarded by Pool.applyMu
 }
 
@@ -102,6 +103,9 @@ func (l *layer) lookup(v uint32) entry {
 	return entry(p.entries[v%mapEntries].Load())
 }
 
+// hasPage reports whether the page of a cluster is there.
+func (l *layer) hasPage(v uint32) bool { return (*l.table.Load())[v/mapEntries].Load() != nil }
+
 // page is the page of a cluster, made if need be.
 func (l *layer) page(v uint32) *mapPage {
 	i := v / mapEntries
@@ -115,6 +119,7 @@ func (l *layer) page(v uint32) *mapPage {
 		return p
 	}
 	p := &mapPage{pageState: &pageState{layer: l, index: i, pair: -1}}
+	l.p.alloc.owed.Add(1)
 	slot.Store(p)
 	return p
 }

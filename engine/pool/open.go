@@ -113,11 +113,19 @@ func (p *Pool) open() error {
 	if p.config.ReadOnly {
 		return nil
 	}
-	p.journal.epoch = super.epoch + 1
 	if ahead := p.generationSeen; ahead > super.generation {
 		// What is written now has to be newer on every disk. Of disk 0 the next slot stays the next.
 		p.super.generation += (ahead - super.generation + 1) &^ 1
 	}
+	p.journal.epoch = super.epoch
+	if kept > 0 {
+		// The file of the last run counts until a new epoch begins; by then its changes
+		// are in the journal, whose last group says so.
+		if err := p.commitMaps(&commitWork{}); err != nil {
+			return fmt.Errorf("pool %s: %w", p.name, err)
+		}
+	}
+	p.journal.epoch++
 	err = p.writeSuper(func(s *superblock) {
 		s.epoch++
 		s.flags = 0
@@ -130,12 +138,6 @@ func (p *Pool) open() error {
 	})
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", p.name, err)
-	}
-	if kept > 0 {
-		// The old file is needed until its changes are in the journal.
-		if err := p.commitMaps(&commitWork{}); err != nil {
-			return fmt.Errorf("pool %s: %w", p.name, err)
-		}
 	}
 	if p.pending, err = openPending(p.config.CrashLog, p, p.journal.epoch); err != nil {
 		return fmt.Errorf("pool %s: %w", p.name, err)
@@ -332,7 +334,6 @@ func (p *Pool) loadMaps() error {
 		c    *call
 		b    []byte
 		meta uint32
-		err  error
 	}
 	var maps []*mapPage
 	owners := map[*mapPage]uint32{}
@@ -551,6 +552,10 @@ func (p *Pool) storeRecord(l *layer) {
 	if !l.recChange {
 		l.recChange = true
 		p.staleLayers = append(p.staleLayers, l)
+		if l.pair < 0 && !l.owed {
+			l.owed = true
+			p.alloc.owed.Add(1)
+		}
 	}
 }
 
@@ -560,9 +565,15 @@ func (p *Pool) dropPairs(l *layer) {
 	if l.pair >= 0 {
 		p.removedPairs = append(p.removedPairs, removedPair{l.pair, true})
 	}
+	if l.owed {
+		l.owed = false
+		p.alloc.owed.Add(-1)
+	}
 	l.pages(func(m *mapPage) bool {
 		if m.pair >= 0 {
 			p.removedPairs = append(p.removedPairs, removedPair{m.pair, m.stale}) // the copies of a stale one may differ
+		} else {
+			p.alloc.owed.Add(-1)
 		}
 		return true
 	})

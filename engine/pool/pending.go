@@ -38,7 +38,7 @@ const (
 const (
 	pendingSet     uint32 = 1 // the cluster is this, and has these blocks too
 	pendingClear   uint32 = 2 // these blocks are not there; entryZero may have been set
-	pendingRelease uint32 = 3 // no cluster; nobody else could change the entry meanwhile
+	pendingRelease uint32 = 3 // this cluster is not there; nobody else could change the entry meanwhile
 	// A snapshot began: the layer is the new head on the layer v. Where the journal
 	// does not have that, nobody was told of the snapshot, but writes may be in the
 	// head.
@@ -197,6 +197,12 @@ func (p *Pool) replayPending(records []pendingRecord) (applied int) {
 			e = makeEntry(r.e.cluster(), mask, old.zero())
 		case pendingClear:
 			e = makeEntry(old.cluster(), old.mask()&^r.e.mask(), old.zero() || r.e.zero())
+		case pendingRelease:
+			e = makeEntry(noCluster, 0, old.zero() || r.e.zero())
+			if c := old.cluster(); c != noCluster && c != r.e.cluster() {
+				// The journal knows what has taken its place: a later write, or a merge.
+				e = makeEntry(c, old.mask(), old.zero() || r.e.zero())
+			}
 		}
 		page.entries[i].Store(uint64(e))
 		page.changed(i)
@@ -221,10 +227,10 @@ func (p *Pool) replayFreeze(id uint32, old *layer) bool {
 	old.children = 1
 	p.layers[id] = head
 	p.nextLayer.Store(max(p.nextLayer.Load(), id+1))
-	p.early = append(p.early, func(b []byte) []byte {
+	p.freezes = append(p.freezes, freeze{head, func(b []byte) []byte {
 		p.storeRecord(old)
 		p.storeRecord(head)
 		return appendLayerRecord(appendLayerRecord(b, &old.rec), &head.rec)
-	})
+	}})
 	return true
 }

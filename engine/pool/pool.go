@@ -41,15 +41,22 @@ type Pool struct {
 	// a page holds is never ahead of the journal.
 	applyMu sync.RWMutex
 	// captureMu is held while maps are captured, which is a matter of memory only.
-	// Whoever holds it may change things and leave in early what makes the records
-	// of that, which come before those of anything captured later.
+	// Whoever holds it may put a new head onto a layer and leave in freezes what makes
+	// the records of that. They come after those of every change captured before, so
+	// that a snapshot is never there without what was written before it, and before
+	// those of the new head.
 	captureMu sync.Mutex
-	early     []func([]byte) []byte
+	freezes   []freeze
 	// Guarded by applyMu: what differs from the disk.
 	stale        []*mapPage
 	staleLayers  []*layer
 	removedPairs []removedPair
 	nextLayer    atomic.Uint32 // id of the next layer; changed in transactions
+
+	// Used while the pool is opened.
+	orphans        map[uint32][]*mapPage // map pages whose layer is not known yet
+	staleLabels    bool                  // superblocks of other disks than 0 are damaged, or differ from its
+	generationSeen uint64                // the highest of those that differ
 
 	changed atomic.Pointer[mapPage] // stack of pages with entries the journal does not have
 	changes atomic.Uint64           // numbers every change of a map
@@ -113,7 +120,8 @@ type Pool struct {
 }
 
 // removedPair is where a page of a layer that is gone still lies. The page of its
-// record has to go, too; map pages of an unknown layer mean nothing.
+// record has to go, too; map pages of an unknown layer mean nothing, and go when
+// their copies differ.
 type removedPair struct {
 	pair   int64
 	record bool
@@ -131,7 +139,6 @@ type zone struct {
 	states  []atomic.Uint32 // regionState of each, as the journal has it; written by the committer
 
 	// Owned by the checkpointer.
-	stamp uint64
 	meta  zonePage // which clusters hold metadata
 	stale atomic.Bool
 }

@@ -520,9 +520,7 @@ func (c *piece) sumsRead() {
 	}
 	q.loaders = append(q.loaders, c.loader)
 	c.loader = nil
-	if len(q.waitLoader) > 0 {
-		takeFirst(&q.waitLoader).later((*piece).retrySums)
-	}
+	q.lendLoader()
 	if c.req.Status != datapath.StatusOK {
 		c.then = c.after
 		go c.wake(q.p.loadSums(c.wanted)) // one copy may still be read; ends with the piece
@@ -533,8 +531,18 @@ func (c *piece) sumsRead() {
 
 // retrySums goes on with a piece that waited for a loader.
 func (c *piece) retrySums() {
-	if c.needSums(c.wanted, c.after) {
+	have := c.needSums(c.wanted, c.after)
+	c.q.lendLoader() // it may not have needed one
+	if have {
 		c.after(c)
+	}
+}
+
+// lendLoader has the next piece that waits for a loader try again, if there is one
+// of each.
+func (q *queue) lendLoader() {
+	if len(q.loaders) > 0 && len(q.waitLoader) > 0 {
+		takeFirst(&q.waitLoader).later((*piece).retrySums)
 	}
 }
 

@@ -280,6 +280,9 @@ func (p *Pool) createVolume(s VolumeSpec, parent *layer) (VolumeInfo, error) {
 	if err := p.checkSpec(&s); err != nil {
 		return VolumeInfo{}, err
 	}
+	if !p.alloc.roomForPages(1) {
+		return VolumeInfo{}, fmt.Errorf("volume %s: no room for its record: %w", s.Name, ErrNoSpace)
+	}
 	clusters := int64(clustersOf(s.Size))
 	if s.Thick && !p.alloc.promise(clusters) {
 		return VolumeInfo{}, fmt.Errorf("volume %s: %d bytes cannot be reserved: %w", s.Name, s.Size, ErrNoSpace)
@@ -513,6 +516,9 @@ func (p *Pool) CreateSnapshot(name, snapshot string, labels map[string]string) (
 	if err := p.writable(); err != nil {
 		return SnapshotInfo{}, err
 	}
+	if !p.alloc.roomForPages(1) {
+		return SnapshotInfo{}, fmt.Errorf("snapshot %s@%s: no room for its record: %w", name, snapshot, ErrNoSpace)
+	}
 	if v.thick.Load() {
 		// Everything may have to be written once more beside what the snapshot keeps.
 		more := int64(clustersOf(v.size.Load())) - v.reserved.Load()
@@ -531,15 +537,18 @@ func (p *Pool) CreateSnapshot(name, snapshot string, labels map[string]string) (
 	v.pause()
 	p.captureMu.Lock()
 	v.head.Store(head)
-	p.early = append(p.early, func(b []byte) []byte {
+	p.freezes = append(p.freezes, freeze{head, func(b []byte) []byte {
 		old.rec.flags = layerFrozen
 		old.rec.uuid, old.rec.name, old.rec.labels, old.rec.created = uuid.New(), snapshot, maps.Clone(labels), now
 		p.storeRecord(old)
 		p.storeRecord(head)
 		return appendLayerRecord(appendLayerRecord(b, &old.rec), &head.rec)
-	})
-	p.note(head.id, old.id, pendingFreeze, 0)
+	}})
+	full := p.note(head.id, old.id, pendingFreeze, 0)
 	p.captureMu.Unlock()
+	if full {
+		_ = p.commitAll() // before anything can be written to the new head; commitTxn below tells of a failure
+	}
 	v.resume()
 
 	old.vol = nil
@@ -668,6 +677,7 @@ func (p *Pool) Revert(name, snapshot string) error {
 	l.children++
 	p.layers[head.id] = head
 	v.head.Store(head)
+	v.renameLayers()
 	p.removeLayer(old)
 	p.startFreeing(old, p.jobs.begin(p, JobDelete, name+" (reverted)", uint64(old.owned.Load())<<clusterShift))
 	p.startMerging()

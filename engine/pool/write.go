@@ -409,6 +409,11 @@ func (c *piece) zero() {
 			v.locks.word(c.v).And(^uint64(^c.mask))
 		}
 	}
+	if !l.hasPage(c.v) && !p.alloc.roomForPages(1) {
+		unwiden()
+		c.end(datapath.StatusNoSpace)
+		return
+	}
 	page := l.page(c.v)
 	slot := &page.entries[c.v%mapEntries]
 	for {
@@ -439,7 +444,7 @@ func (c *piece) zero() {
 		page.changed(c.v % mapEntries)
 		kind, noted := pendingClear, makeEntry(noCluster, c.mask, zero)
 		if freed {
-			kind, noted = pendingRelease, n
+			kind, noted = pendingRelease, makeEntry(e.cluster(), 0, zero)
 		}
 		if p.note(l.id, c.v, kind, noted) {
 			c.s.commit = true

@@ -59,6 +59,15 @@ func RequireIOURing(t testing.TB) {
 	}
 }
 
+// RequireUblk skips t unless the kernel has the driver ublk_drv and this process may
+// make devices with it.
+func RequireUblk(t testing.TB) {
+	t.Helper()
+	if _, err := os.Stat("/dev/ublk-control"); err != nil || os.Geteuid() != 0 {
+		missing(t, "test-vm", "root and the driver ublk_drv (Linux 6.0; modprobe ublk_drv)")
+	}
+}
+
 // TempFileOn makes a sparse file of size bytes in dir and returns its path. The
 // file is removed at the end of the test.
 func TempFileOn(t testing.TB, dir string, size int64) string {
