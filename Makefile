@@ -23,12 +23,14 @@ PACKAGES_BENCH   := fio=fio nbdkit=nbdkit qemu-utils=qemu-img nbd-server=nbd-ser
 PACKAGES_INTEROP := $(PACKAGES_RUN) nbdkit=nbdkit python3 python3-libnbd qemu-utils=qemu-io nbd-client=nbd-client \
                     openssl=openssl util-linux=fstrim kmod=modprobe user-mode-linux=linux.uml \
                     e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs
+PACKAGES_POWERFAIL := gcc=gcc libc6-dev nbd-client=nbd-client util-linux=fstrim mount=losetup kmod=modprobe dmsetup=dmsetup \
+                    user-mode-linux=linux.uml e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs
 
 .PHONY: help
 help: ## show this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
-	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
-	@echo 'variables: RUN_SECONDS RUN_KEEP RUN_ARGS (run), FUZZTIME (fuzz), TESTFLAGS (test, interop), BENCHFLAGS (bench)'
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
+	@echo 'variables: RUN_SECONDS RUN_KEEP RUN_ARGS (run), FUZZTIME (fuzz), TESTFLAGS (test, interop), ASHLAR_TEST_LONG=1 ASHLAR_SEED (test-powerfail), BENCHFLAGS (bench, bench-pool)'
 
 # ---- set-up ---------------------------------------------------------------------
 
@@ -59,9 +61,10 @@ $(eval $(call packages,run,$(PACKAGES_RUN)))
 $(eval $(call packages,test,$(PACKAGES_TEST)))
 $(eval $(call packages,bench,$(PACKAGES_BENCH)))
 $(eval $(call packages,interop,$(PACKAGES_INTEROP)))
+$(eval $(call packages,powerfail,$(PACKAGES_POWERFAIL)))
 
 .PHONY: setup
-setup: .make/run .make/test .make/interop go ## install the Debian packages that the other targets use, and Go modules
+setup: .make/run .make/test .make/interop .make/powerfail go ## install the Debian packages that the other targets use, and Go modules
 	@$(GO) mod download
 
 .PHONY: go
@@ -109,6 +112,11 @@ test-uml: .make/interop build ## the kernel's nbd client and file systems on bin
 	@[ "$$(id -u)" = 0 ] || { echo 'make: test-uml needs root; run: sudo make test-uml' >&2; exit 1; }
 	CGO_ENABLED=0 ASHLAR_INTEROP=1 ASHLAR_TARGET='interop test-root test-uml' $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./test/vm
 
+.PHONY: test-powerfail
+test-powerfail: .make/powerfail build ## power failures under ext4 and xfs in User Mode Linux, and kill -9 of the node (root; ASHLAR_TEST_LONG=1)
+	@[ "$$(id -u)" = 0 ] || { echo 'make: test-powerfail needs root; run: sudo make test-powerfail' >&2; exit 1; }
+	CGO_ENABLED=0 ASHLAR_INTEROP=1 ASHLAR_TARGET='interop test-root test-uml' $(GO) test -count=1 -timeout $(if $(ASHLAR_TEST_LONG),90m,20m) -v $(TESTFLAGS) ./test/powerfail/...
+
 .PHONY: fuzz
 fuzz: go ## run each fuzz target for FUZZTIME
 	@$(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ { name[++n] = $$1 } /^ok/ { for (i = 1; i <= n; i++) print $$2, name[i]; n = 0 }' >.make/fuzz
@@ -130,6 +138,10 @@ cover: go | .make ## statement coverage of the Go tests, in .make/cover.html
 .PHONY: bench
 bench: .make/bench build ## measure the performance bars against peers (BENCHFLAGS)
 	$(GO) run ./benchmarks/bars --ashlar $(BINARY) --tmpfs /dev/shm/ashlar-bars.img --disk /var/tmp/ashlar-bars.img $(BENCHFLAGS)
+
+.PHONY: bench-pool
+bench-pool: .make/bench build ## measure the bars of the pool: 10 minutes, 22 GiB of /var/tmp (BENCHFLAGS, e.g. --short)
+	$(GO) run ./benchmarks/bars --ashlar $(BINARY) --pool /var/tmp $(BENCHFLAGS)
 
 # ---- what must hold for every commit -----------------------------------------------
 

@@ -1,6 +1,7 @@
 // Bars runs the bars of package gate and stores what they gave.
 //
 //	go run ./benchmarks/bars --ashlar bin/ashlar --tmpfs /dev/shm/bar.img --disk /var/tmp/bar.img
+//	go run ./benchmarks/bars --ashlar bin/ashlar --pool /var/tmp
 //	go run ./benchmarks/bars --render
 package main
 
@@ -13,8 +14,10 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/term"
 
@@ -36,17 +39,22 @@ func main() {
 func run(ctx context.Context, arguments []string) (err error) {
 	f := flag.NewFlagSet("bars", flag.ContinueOnError)
 	f.Usage = func() {
-		fmt.Fprint(f.Output(), "usage: bars [--tmpfs FILE] [--disk FILE] [flags]\n\n"+
-			"Runs the bars of the NBD export and stores a JSON result of each. FILEs that do not\n"+
-			"exist are created and removed again; FILEs that do exist are overwritten only with --yes.\n"+
+		fmt.Fprint(f.Output(), "usage: bars [--tmpfs FILE] [--disk FILE] [--pool DIRECTORY] [flags]\n\n"+
+			"Runs the bars of the NBD export and of the pool and stores a JSON result of each. FILEs\n"+
+			"that do not exist are created and removed again; FILEs that do exist are overwritten only\n"+
+			"with --yes. In DIRECTORY, on a real disk, a new directory is made for the pool, its\n"+
+			"volumes, and the files they are compared with: 9 times --pool-size, and 4 GiB while the\n"+
+			"open of a large pool is timed. It is removed at the end.\n"+
 			"devperf, the batching client, is taken from PATH, else built from ./benchmarks/devperf.\n\n")
 		f.PrintDefaults()
 	}
-	size := units.Size(1 << 30)
+	size, poolSize := units.Size(1<<30), units.Size(2<<30)
 	var (
 		binary  = f.String("ashlar", "bin/ashlar", "the binary measured")
 		tmpfs   = f.String("tmpfs", "", "a file on tmpfs, such as /dev/shm/bar.img")
 		disk    = f.String("disk", "", "a file or block device on a real disk")
+		pool    = f.String("pool", "", "a directory on a real disk, for the bars of the pool")
+		short   = f.Bool("short", false, "try the rig: one round, all of it small and short, nothing stored")
 		yes     = f.Bool("yes", false, "overwrite what --tmpfs and --disk name")
 		out     = f.String("out", "benchmarks/results", "directory of the results")
 		only    = f.String("only", "", "bars to run, separated by commas (default all)")
@@ -59,6 +67,7 @@ func run(ctx context.Context, arguments []string) (err error) {
 		list    = f.Bool("list", false, "only list the bars")
 	)
 	f.Var(&size, "size", "size of the files created")
+	f.Var(&poolSize, "pool-size", "size of the volumes of the pool's bars")
 	if err := f.Parse(arguments); err != nil {
 		return err
 	}
@@ -73,11 +82,14 @@ func run(ctx context.Context, arguments []string) (err error) {
 	if err != nil {
 		return err
 	}
+	if *pool != "" && *tmpfs == "" && *disk == "" && *only == "" { // the null device is always at hand
+		bars = slices.DeleteFunc(slices.Clone(bars), func(b gate.Bar) bool { return !b.Medium.OnStage() })
+	}
 	switch {
 	case *list:
 		for _, b := range bars {
 			for _, c := range b.Claims {
-				fmt.Printf("%-32s %-6s %s\n", b.Name, b.Medium, c)
+				fmt.Printf("%-34s %-11s %s\n", b.Name, b.Medium, c)
 			}
 		}
 		return nil
@@ -91,8 +103,24 @@ func run(ctx context.Context, arguments []string) (err error) {
 	if _, err := os.Stat(absolute); err != nil {
 		return fmt.Errorf("no binary to measure: %w; build it with make, or name it with --ashlar", err)
 	}
-	if err := os.MkdirAll(*out, 0o755); err != nil {
-		return err
+	if *short {
+		given := map[string]bool{}
+		f.Visit(func(x *flag.Flag) { given[x.Name] = true })
+		for name, value := range map[string]string{
+			"rounds": "1", "runtime": "300ms", "ramp": "0s", "size": "64MiB", "pool-size": "256MiB", "out": "",
+		} {
+			if given[name] {
+				continue
+			}
+			if err := f.Set(name, value); err != nil {
+				return err
+			}
+		}
+	}
+	if *out != "" {
+		if err := os.MkdirAll(*out, 0o755); err != nil {
+			return err
+		}
 	}
 	c := gate.Config{Base: harness.Config{
 		Rounds: *rounds, Runtime: *runtime, Ramp: *ramp, Ashlar: absolute,
@@ -129,6 +157,14 @@ func run(ctx context.Context, arguments []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
+	if *pool != "" {
+		s, remove, err := prepareStage(ctx, *pool, uint64(poolSize), *short, bars, &c)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, remove()) }()
+		c.Stage = s
+	}
 	for _, w := range c.Base.Warnings() {
 		fmt.Fprintln(os.Stderr, "warning:", w)
 	}
@@ -143,6 +179,9 @@ func run(ctx context.Context, arguments []string) (err error) {
 			return err
 		}
 		fmt.Println()
+		if *out == "" {
+			return nil
+		}
 		return r.Save(filepath.Join(*out, r.ResultName()))
 	})
 	if err != nil {
@@ -151,7 +190,46 @@ func run(ctx context.Context, arguments []string) (err error) {
 	if failed > 0 {
 		return fmt.Errorf("%d bars could not be measured", failed)
 	}
+	if *out == "" {
+		return nil
+	}
 	return renderPage(*out)
+}
+
+// What --short makes of the pool's bars: enough to see each of them work.
+const (
+	shortChain     = 5
+	shortOpenBytes = 1 << 30
+	shortSettle    = 100 * time.Millisecond
+	shortPeriod    = 100 * time.Millisecond
+	shortCalls     = 3
+)
+
+// prepareStage makes the directory of the pool's bars.
+func prepareStage(ctx context.Context, parent string, size uint64, short bool, bars []gate.Bar, c *gate.Config) (*harness.Stage, func() error, error) {
+	parent, err := filepath.Abs(parent)
+	if err != nil {
+		return nil, nil, err
+	}
+	if harness.FileSystem(parent) == "tmpfs" {
+		return nil, nil, fmt.Errorf("--pool %s lies on tmpfs", parent)
+	}
+	s := &harness.Stage{
+		Dir: filepath.Join(parent, fmt.Sprintf("ashlar-stage-%d", os.Getpid())), Size: size,
+		Ashlar: c.Base.Ashlar, CPUs: c.Base.ServerCPUs, Progress: os.Stderr,
+	}
+	if short {
+		s.ChainLength, s.OpenBytes, s.Settle = shortChain, shortOpenBytes, shortSettle
+		c.Base.SnapshotPeriod, c.CallRounds = shortPeriod, shortCalls
+	}
+	peers, err := gate.StagePeers(bars)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := s.Prepare(ctx, peers); err != nil {
+		return nil, nil, err
+	}
+	return s, s.Remove, nil
 }
 
 // provideDevperf puts devperf in PATH when it is not there.

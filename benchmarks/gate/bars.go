@@ -1,5 +1,7 @@
 package gate
 
+import "slices"
+
 // Medium is what a bar is measured on.
 type Medium string
 
@@ -9,6 +11,12 @@ const (
 	Disk  Medium = "disk"  // a file or block device on a real disk
 	Null  Medium = "null"  // no storage: reads are zeros, writes are forgotten
 	Idle  Medium = "idle"  // a file nobody reads
+
+	Pool       Medium = "pool"        // a volume of a pool on a real disk, every block written before
+	PoolFresh  Medium = "pool-fresh"  // an empty volume, a new one for each run
+	PoolFilled Medium = "pool-filled" // a new volume for each run, its first quarter written
+	PoolCalls  Medium = "pool-calls"  // the control API
+	PoolOpen   Medium = "pool-open"   // the start of a node
 )
 
 // Bar is one thing claimed.
@@ -30,6 +38,10 @@ type Claim struct {
 	Against []string
 	Bound   float64
 	AtMost  bool // else at least
+
+	Minus   bool    // bounds the difference to the best median instead of the ratio
+	Shown   bool    // has no bound: documented, not judged
+	Stretch float64 // a further bound aimed at, not judged; 0: none
 }
 
 // Peers are the peers the bar needs, subjects first.
@@ -95,8 +107,11 @@ func shallow() []Claim {
 	return []Claim{atLeast("ashlar", iops, 1, nbdkit), atLeast("ashlar-busy", iops, 1.3, nbdkit)}
 }
 
-// Bars are the bars of the NBD export.
-var Bars = []Bar{
+// Bars are all bars.
+var Bars = slices.Concat(exportBars, poolBars)
+
+// exportBars are the bars of the NBD export.
+var exportBars = []Bar{
 	{"tmpfs-randread-4k-qd32", "4k random reads, depth 32", Tmpfs, "randread-4k-qd32", "fio", deep()},
 	{"tmpfs-randwrite-4k-qd32", "4k random writes, depth 32", Tmpfs, "randwrite-4k-qd32", "fio", deep()},
 	{"tmpfs-randread-4k-qd128", "4k random reads, depth 128", Tmpfs, "randread-4k-qd128", "fio", []Claim{atLeast("ashlar", iops, 1.2, nbdAny)}},

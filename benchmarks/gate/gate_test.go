@@ -27,7 +27,7 @@ func TestEveryBarCanBeMeasured(t *testing.T) {
 		if _, err := harness.FindClient(b.Client); err != nil {
 			t.Errorf("%s: %v", b.Name, err)
 		}
-		if _, err := profile.Find(b.Case); err != nil && b.Medium != Idle {
+		if _, err := profile.Find(b.Case); err != nil && b.Medium != Idle && b.Medium != PoolCalls && b.Medium != PoolOpen {
 			t.Errorf("%s: %v", b.Name, err)
 		}
 		if len(b.Claims) == 0 {
@@ -140,5 +140,81 @@ func TestFindNamesTheBarsThereAre(t *testing.T) {
 	}
 	if _, err := Find([]string{"nope"}); err == nil || !strings.Contains(err.Error(), "idle-export") {
 		t.Errorf("%v, want the bars there are", err)
+	}
+}
+
+func TestClaimsOfThePoolAreJudged(t *testing.T) {
+	r := result(map[string]float64{"pool": 100, "export": 110, "pool-snapshots": 50})
+	r.Absent = map[string]string{"lvm-thin": "lvm-thin: no device mapper"}
+	r.Verdicts = nil
+	for _, c := range []struct {
+		claim    Claim
+		measured float64
+		pass     bool
+		text     string
+	}{
+		{ofFile(0.90, 0.97), 100.0 / 110, true, "pool: IOPS >= 0.90x (aim 0.97x) export"},
+		{ofFile(0.92, 0), 100.0 / 110, false, "pool: IOPS >= 0.92x export"},
+		{above("pool-snapshots", latencyTail, 10e3, "pool"), 10e3, true, "pool-snapshots: p99.9 latency, µs <= 10.00 ms more than pool"},
+		{above("pool-snapshots", latencyTail, 9e3, "pool"), 10e3, false, "pool-snapshots: p99.9 latency, µs <= 9.00 ms more than pool"},
+		{shownOnly("pool", latencyTail), 10e3, true, "pool: p99.9 latency, µs, documented"},
+		{shownOnly("pool", serverBytes), 0, false, "pool: bytes given to the device per byte written, documented"}, // not measured
+		{atLeast("pool", iops, 1, lvmThin), 0, false, "pool: IOPS >= 1.00x lvm-thin"},
+	} {
+		v := c.claim.judge(r, "randread-4k-qd32")
+		if c.claim.String() != c.text {
+			t.Errorf("%q, want %q", c.claim, c.text)
+		}
+		if v.Pass != c.pass || v.Measured < c.measured-1e-6 || v.Measured > c.measured+1e-6 {
+			t.Errorf("%s: %+v, want %v, pass %v", c.claim, v, c.measured, c.pass)
+		}
+		if (v.Absent != "") != (c.claim.Against != nil && c.claim.Against[0] == "lvm-thin") {
+			t.Errorf("%s: absent %q", c.claim, v.Absent)
+		}
+	}
+}
+
+func TestThePageSaysWhyAPeerIsNotThere(t *testing.T) {
+	r := result(map[string]float64{"pool": 100, "export": 110, "qcow2-thin": 90, "qcow2-prealloc": 95, "nbdkit-cow": 30})
+	r.Name = "pool-randread-4k-qd32"
+	for i := range r.Runs {
+		r.Runs[i].Case = r.Name
+	}
+	r.Absent = map[string]string{"lvm-thin": "lvm-thin: no device mapper"}
+	page := renderPage([]stored{{"f.json", r}})
+	for _, want := range []string{"not measured: lvm-thin: no device mapper", "3 claims are against peers that their host cannot run.", "| 1.05x (1.05x) | qcow2-prealloc |"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("no %q in\n%s", want, page)
+		}
+	}
+}
+
+func TestTheStageHoldsThePeersOfItsBars(t *testing.T) {
+	names := func(bars ...string) string {
+		found, err := Find(bars)
+		if err != nil {
+			t.Fatal(err)
+		}
+		peers, err := StagePeers(found)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list []string
+		for _, p := range peers {
+			list = append(list, p.Name())
+		}
+		return strings.Join(list, " ")
+	}
+	if got := names("pool-randread-4k-qd32", "tmpfs-randread-4k-qd32"); got != "pool export qcow2-prealloc qcow2-thin nbdkit-cow" {
+		t.Error(got)
+	}
+	if got := names("pool-open-1tib"); got != "pool" {
+		t.Error(got)
+	}
+	var c Config
+	for _, b := range Bars {
+		if _, ok := c.backing(b); ok != (b.Medium == Null) {
+			t.Errorf("%s can run on nothing: %v", b.Name, ok)
+		}
 	}
 }

@@ -73,7 +73,7 @@ func renderPage(all []stored) string {
 		"Per bar the newest result of each host. *Measured* is the ratio of the medians, in brackets the median of the " +
 		"ratios within each round; *spread* is (max - min) / median of the rounds, the larger of both sides.\n\n")
 	b.WriteString("| bar | claim | measured | best peer | spread | verdict | host | commit | date |\n|---|---|---|---|---|---|---|---|---|\n")
-	passed, missed, unmeasured := 0, 0, 0
+	passed, missed, unmeasured, absent := 0, 0, 0, 0
 	for _, bar := range Bars {
 		hosts := map[string]bool{}
 		for _, s := range all {
@@ -83,10 +83,16 @@ func renderPage(all []stored) string {
 			hosts[s.Host.Name] = true
 			for _, v := range bar.Judge(s.Result) {
 				verdict := "**miss**"
-				if v.Pass {
+				switch {
+				case v.Absent != "":
+					verdict = "not measured: " + v.Absent
+					absent++
+				case v.Shown:
+					verdict = "-"
+				case v.Pass:
 					verdict = "pass"
 					passed++
-				} else {
+				default:
 					missed++
 				}
 				fmt.Fprintf(&b, "| [%s](%s) | %s | %s | %s | %.0f %% | %s | %s | %s | %s |\n", bar.Name, s.file, v.Claim,
@@ -101,6 +107,9 @@ func renderPage(all []stored) string {
 		}
 	}
 	fmt.Fprintf(&b, "\n%d claims pass, %d miss, %d bars are not measured.\n", passed, missed, unmeasured)
+	if absent > 0 {
+		fmt.Fprintf(&b, "%d claims are against peers that their host cannot run.\n", absent)
+	}
 	hosts := map[string]bool{}
 	for _, s := range all {
 		if hosts[s.Host.Name] {
@@ -134,6 +143,9 @@ func renderPage(all []stored) string {
 func shown(v harness.Verdict) string {
 	if v.Measured == 0 && v.Against == "" && v.Metric != cpuShare {
 		return "-"
+	}
+	if v.Difference {
+		return fmt.Sprintf("%s (%s)", amount(v.Metric, v.Measured), amount(v.Metric, v.OfRounds))
 	}
 	if v.Against == "" {
 		return amount(v.Metric, v.Measured)

@@ -17,6 +17,8 @@ type Config struct {
 	Base harness.Config
 
 	Tmpfs, Disk harness.Backing // prepared; a zero one leaves its bars out
+	Stage       *harness.Stage  // prepared; nil leaves the pool's bars out
+	CallRounds  int             // of the control API's bar; 0: callRounds
 }
 
 // nullSize is that of the null device: large, since it costs nothing.
@@ -24,6 +26,12 @@ const nullSize = 64 << 30
 
 // idleRuntime resolves 1 % of a CPU in steps of a hundredth of it.
 const idleRuntime = 10 * time.Second
+
+// callRounds makes a median of calls that take some milliseconds each.
+const callRounds = 20
+
+// byteRounds are enough for what hardly differs: the same load, counted.
+const byteRounds = 3
 
 // Find gives the bars of the names, all when there are none.
 func Find(names []string) ([]Bar, error) {
@@ -63,6 +71,12 @@ func (c *Config) backing(b Bar) (backing harness.Backing, ok bool) {
 		}
 		return c.Disk, c.Disk.Kind != ""
 	}
+	if b.Medium.OnStage() {
+		if c.Stage == nil {
+			return harness.Backing{}, false
+		}
+		return c.Stage.Backing(), true
+	}
 	return harness.Backing{Kind: harness.BackingNull, Size: nullSize}, true
 }
 
@@ -81,21 +95,45 @@ func (c *Config) Run(ctx context.Context, b Bar) (*harness.Result, error) {
 	if h.Peers, err = harness.FindPeers(b.Peers()...); err != nil {
 		return nil, fmt.Errorf("bar %s: %w", b.Name, err)
 	}
+	absent := map[string]string{}
+	h.Peers = slices.DeleteFunc(h.Peers, func(p harness.Peer) bool {
+		reason := harness.Available(p)
+		if reason != nil {
+			absent[p.Name()] = reason.Error()
+		}
+		return reason != nil
+	})
+	if len(h.Peers) == 0 {
+		return nil, fmt.Errorf("bar %s: %v", b.Name, absent)
+	}
 	h.Baseline = h.Peers[0].Name()
 	for _, claim := range b.Claims {
-		if len(claim.Against) > 0 {
+		if len(claim.Against) > 0 && absent[claim.Against[0]] == "" {
 			h.Baseline = claim.Against[0]
 			break
 		}
 	}
+	h.Volume = b.Medium.volume()
+	if b.countsBytes() {
+		h.CountBytes = true
+		h.Rounds = min(h.Rounds, byteRounds)
+	}
 	var r *harness.Result
-	if b.Medium == Idle {
+	switch b.Medium {
+	case PoolCalls:
+		if h.Rounds = c.CallRounds; h.Rounds == 0 {
+			h.Rounds = callRounds
+		}
+		r, err = harness.RunVolumeCalls(ctx, h, c.Stage)
+	case PoolOpen:
+		r, err = harness.RunOpen(ctx, h, c.Stage)
+	case Idle:
 		h.Profile = nil
 		if h.Runtime == 0 {
 			h.Runtime = idleRuntime
 		}
 		r, err = harness.RunIdle(ctx, h)
-	} else {
+	default:
 		if h.Profile, err = harness.LoadProfile("bars"); err != nil {
 			return nil, err
 		}
@@ -104,6 +142,9 @@ func (c *Config) Run(ctx context.Context, b Bar) (*harness.Result, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bar %s: %w", b.Name, err)
+	}
+	if len(absent) > 0 {
+		r.Absent = absent
 	}
 	r.Verdicts = b.Judge(r)
 	return r, nil

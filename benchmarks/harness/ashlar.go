@@ -18,6 +18,7 @@ func (a ashlar) Name() string            { return a.name }
 func (a ashlar) About() string           { return a.about }
 func (ashlar) Program() (string, string) { return "", "" } // the site names the binary
 func (ashlar) VersionArgs() []string     { return nil }
+func (ashlar) ours()                     {}
 
 func (a ashlar) Plan(s Site) (Plan, error) {
 	if s.Ashlar == "" {

@@ -36,6 +36,7 @@ type ClientJob struct {
 type Measured struct {
 	Metrics
 	From, To time.Time // where the load was surely on, for sampling
+	Whole    bool      // they hold all of the load: it ended with its work
 }
 
 // clients is the table of clients, the default first.

@@ -7,6 +7,11 @@
 // of both process trees meanwhile. Every run is kept in the [Result]; medians,
 // spreads and ratios are derived from the runs and can be derived again.
 //
+// Peers that need more than a file to serve, such as the volumes of a pool, find it
+// in the directory of a [Stage], which is prepared once. What is no load, calls of
+// the control API and the start of a node, has runners of its own: [RunIdle],
+// [RunVolumeCalls], [RunOpen].
+//
 // Invariants: the server and the client run on different CPUs unless told
 // otherwise; nothing runs without a time limit; whatever was started is stopped
 // by its process id, also when the context ends early.

@@ -45,7 +45,7 @@ func (fio) Run(ctx context.Context, job ClientJob) (Measured, error) {
 		return Measured{}, fmt.Errorf("fio: %w", err)
 	}
 	argv := append([]string{"fio", "--output-format=json", "--output=" + report, "--eta=never"}, fioArgs(job.Target)...)
-	_, _, ended, err := runClient(ctx, job, append(argv, file))
+	_, started, ended, err := runClient(ctx, job, append(argv, file))
 	if err != nil {
 		return Measured{}, err
 	}
@@ -61,8 +61,11 @@ func (fio) Run(ctx context.Context, job ClientJob) (Measured, error) {
 	if want := job.Timing.Runtime.Seconds(); m.Seconds < want*windowMin {
 		return Measured{}, fmt.Errorf("fio: measured %.2f s instead of %.2f s: the job lacks time_based=1, or was cut short", m.Seconds, want)
 	}
-	if job.Timing.Runtime > 0 { // else there are phases, such as writing and verifying
+	switch {
+	case job.Timing.Runtime > 0:
 		out.From, out.To = insideWindow(ended, m.Seconds)
+	case !job.Case.verifies(): // else it has phases, and its I/Os are those of both
+		out.From, out.To, out.Whole = started, ended, true
 	}
 	return out, nil
 }
@@ -84,6 +87,7 @@ type fioStats struct {
 	IOs       uint64     `json:"total_ios"`
 	IOPS      float64    `json:"iops"`
 	Bandwidth float64    `json:"bw_bytes"`
+	IOBytes   uint64     `json:"io_bytes"`
 	RuntimeMS uint64     `json:"runtime"`
 	Latency   fioLatency `json:"clat_ns"`
 	Total     fioLatency `json:"lat_ns"`
@@ -91,6 +95,7 @@ type fioStats struct {
 
 type fioLatency struct {
 	Mean        float64            `json:"mean"`
+	Max         float64            `json:"max"`
 	Percentiles map[string]float64 `json:"percentile"`
 }
 
@@ -139,6 +144,8 @@ func parseFio(text []byte) (Metrics, error) {
 		m.LatencyP50 = max(m.LatencyP50, latency["50.000000"]/1e3)
 		m.LatencyP99 = max(m.LatencyP99, latency["99.000000"]/1e3)
 		m.LatencyP999 = max(m.LatencyP999, latency["99.900000"]/1e3)
+		m.LatencyMax = max(m.LatencyMax, j.Mixed.Latency.Max/1e3, j.Read.Latency.Max/1e3, j.Write.Latency.Max/1e3)
+		m.BytesWritten += j.Write.IOBytes
 		m.FlushP99 = max(m.FlushP99, j.Sync.Latency.Percentiles["99.000000"]/1e3)
 	}
 	return m, nil

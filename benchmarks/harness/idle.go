@@ -97,7 +97,7 @@ func (c *Config) oneIdle(ctx context.Context, p Peer, info *PeerInfo) (run RunRe
 	}
 	s.note()
 	run.Seconds = c.Runtime.Seconds()
-	run.addCPU(of, new(sampler), begin, end)
+	run.addCPU(of, new(sampler), Measured{From: begin, To: end})
 	if !run.ServerSampled {
 		return run, errors.New("its CPU time cannot be read")
 	}

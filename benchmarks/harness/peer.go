@@ -1,9 +1,11 @@
 package harness
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Peer is something that can be measured.
@@ -28,6 +30,11 @@ type Site struct {
 	Poll    string // --poll of ashlar; empty keeps its default
 	Reactor int    // --reactors of ashlar; 0 keeps its default
 	CPUs    []int  // where the server runs; empty is anywhere
+
+	// Of peers that work in the directory of a Stage.
+	Volume         Volume        // what they are to serve
+	Writes         bool          // the load changes it
+	SnapshotPeriod time.Duration // between two snapshots, for the peer that takes them
 }
 
 // Plan is a server before it is started.
@@ -38,6 +45,14 @@ type Plan struct {
 	Ready   string            // "unix:PATH" or "tcp:ADDRESS" that answers once the server runs
 	Setup   [][]string        // commands run when ready
 	Target  Target            // what the client connects to
+
+	StopMax time.Duration // patience after SIGTERM; 0: stopMax
+
+	Before [][]string // commands run before the start
+	After  [][]string // commands run when the client is done, before the server is stopped
+	// During, unless nil, is called as the client starts and returns soon after ctx
+	// ends, with how long each thing it asked of the server took.
+	During func(ctx context.Context) ([]time.Duration, error)
 }
 
 // Target is what a client is pointed at.
@@ -61,6 +76,14 @@ var peers = []Peer{
 	tgt{},
 	raw{},
 	served{},
+	poolVolume{name: "pool", about: "a volume of ashlar serve, defaults"},
+	poolVolume{name: "pool-snapshots", about: "the same while a snapshot is taken every second", snapshots: true},
+	poolVolume{name: "pool-chain", about: "a volume with many snapshots, something written between any two", volume: chainVolume},
+	stagedExport{},
+	qcow2{name: "qcow2-prealloc", options: []string{"-o", "preallocation=metadata"}},
+	qcow2{name: "qcow2-thin"},
+	nbdkitCow{},
+	lvmThin{},
 }
 
 // groups are names that stand for several peers.
@@ -77,7 +100,8 @@ func PeerNames() []string {
 	}
 	slices.Sort(names)
 	for _, p := range peers {
-		if _, hidden := p.(served); !hidden {
+		_, hidden := p.(served)
+		if _, staged := p.(stagedPeer); !hidden && !staged {
 			names = append(names, p.Name())
 		}
 	}
@@ -103,6 +127,15 @@ func FindPeers(names ...string) ([]Peer, error) {
 		}
 	}
 	return found, nil
+}
+
+// Available tells why a peer cannot run on this host, nil when it can. That a
+// program is not installed is not asked here.
+func Available(p Peer) error {
+	if x, ok := p.(interface{ available() error }); ok {
+		return x.available()
+	}
+	return nil
 }
 
 // unsupported says that a peer cannot serve a backing.

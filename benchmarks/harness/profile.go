@@ -188,6 +188,16 @@ func (c Case) Writes() bool {
 	return false
 }
 
+// verifies tells whether a job of the case reads back what it wrote.
+func (c Case) verifies() bool {
+	for i := range c.jobs {
+		if v, ok := value(c.all(i), "verify"); ok && v != "0" {
+			return true
+		}
+	}
+	return false
+}
+
 // Writes tells whether any case changes the target.
 func (p *Profile) Writes() bool { return slices.ContainsFunc(p.Cases, Case.Writes) }
 

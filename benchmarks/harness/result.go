@@ -26,6 +26,8 @@ type Result struct {
 	Runs     []RunResult   `json:"runs"`
 	Cases    []CaseSummary `json:"cases"`              // derived from Runs
 	Verdicts []Verdict     `json:"verdicts,omitempty"` // of a bar, derived from Runs
+
+	Absent map[string]string `json:"absent,omitempty"` // peers that cannot run on this host, and why
 }
 
 // Options are the options of a benchmark as they were in force.
@@ -43,6 +45,7 @@ type Options struct {
 	Baseline       string  `json:"baseline,omitempty"`
 	Poll           string  `json:"poll,omitempty"`
 	Reactors       int     `json:"reactors,omitempty"`
+	Volume         Volume  `json:"volume,omitempty"` // of a pool: what state it was in
 }
 
 // PeerInfo is what was measured.
@@ -65,6 +68,7 @@ type Metrics struct {
 	LatencyP50     float64 `json:"latency_p50_us,omitempty"`
 	LatencyP99     float64 `json:"latency_p99_us,omitempty"`
 	LatencyP999    float64 `json:"latency_p999_us,omitempty"`
+	LatencyMax     float64 `json:"latency_max_us,omitempty"`
 	FlushP99       float64 `json:"flush_p99_us,omitempty"`
 
 	// CPU seconds used per second inside the window, times its length.
@@ -76,6 +80,23 @@ type Metrics struct {
 
 	ServerCPUPerMillion float64 `json:"server_cpu_seconds_per_million,omitempty"`
 	IOPSPerServerCPU    float64 `json:"iops_per_server_cpu_second,omitempty"`
+
+	// Bytes the client wrote, and what became of them up to the server's clean end:
+	// those the server gave to devices, and those the disk took, of the whole host.
+	BytesWritten       uint64 `json:"bytes_written,omitempty"`
+	ServerBytesWritten uint64 `json:"server_bytes_written,omitempty"`
+	DiskBytesWritten   uint64 `json:"disk_bytes_written,omitempty"`
+
+	// Calls of the control API: those made meanwhile, such as snapshots, and one of
+	// each of the others per round.
+	Calls       int     `json:"calls,omitempty"`
+	CallMedian  float64 `json:"call_median_us,omitempty"`
+	CallMax     float64 `json:"call_max_us,omitempty"`
+	CallCreate  float64 `json:"create_us,omitempty"`
+	CallDelete  float64 `json:"delete_us,omitempty"`
+	OpenSeconds float64 `json:"open_seconds,omitempty"`     // from the start of the process to its first answer
+	OpenBytes   uint64  `json:"open_bytes,omitempty"`       // mapped in the volumes opened
+	OpenTiB     float64 `json:"open_tib_seconds,omitempty"` // extrapolated to 1 TiB mapped
 }
 
 // RunResult is one run: one client process against one server process.
@@ -130,6 +151,10 @@ type Verdict struct {
 	AtMost   bool    `json:"at_most,omitempty"` // the bound is an upper one
 	Spread   float64 `json:"spread"`            // the larger of both sides'
 	Pass     bool    `json:"pass"`
+
+	Difference bool   `json:"difference,omitempty"` // measured is subject minus against, in the metric's unit
+	Shown      bool   `json:"shown,omitempty"`      // without a bound: documented, not judged
+	Absent     string `json:"absent,omitempty"`     // why there is nothing to compare with on this host
 }
 
 var errSchema = errors.New("unknown schema")

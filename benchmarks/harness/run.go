@@ -31,6 +31,11 @@ type Config struct {
 	Ashlar, Poll string
 	Reactors     int
 
+	// Of a backing that is the directory of a Stage.
+	Volume         Volume
+	SnapshotPeriod time.Duration
+	CountBytes     bool // stop the server at the end of each run, and count what it wrote
+
 	Progress io.Writer // nil is silent
 	Terminal bool      // Progress is a terminal
 }
@@ -154,6 +159,7 @@ func (c *Config) site(dir string, port int) Site {
 	return Site{
 		Dir: dir, Backing: c.Backing, Port: port, CPUs: c.ServerCPUs,
 		Ashlar: c.Ashlar, Poll: c.Poll, Reactor: c.Reactors,
+		Volume: c.Volume, SnapshotPeriod: c.SnapshotPeriod,
 	}
 }
 
@@ -215,15 +221,16 @@ func (c *Config) result() *Result {
 			ClientVersion: programVersion(clientProgram(c.Client)),
 			Rounds:        c.Rounds, RuntimeSeconds: c.Runtime.Seconds(), RampSeconds: c.Ramp.Seconds(),
 			ServerCPUs: c.ServerCPUs, ClientCPUs: c.ClientCPUs, Baseline: c.Baseline, Poll: c.Poll, Reactors: c.Reactors,
+			Volume: c.Volume,
 		},
 	}
-	if c.Backing.Kind == BackingFile {
+	if c.Backing.Kind == BackingFile || c.Backing.Kind == BackingPool {
 		r.Options.FileSystem = fileSystemOf(c.Backing.Path)
 	}
 	for _, p := range c.Peers {
 		program, _ := p.Program()
 		info := PeerInfo{Name: p.Name(), About: p.About(), Version: programVersion(program, p.VersionArgs())}
-		if _, own := p.(ashlar); own {
+		if _, own := p.(ownPeer); own {
 			info.Version = strings.TrimSpace(r.Host.Version + " " + r.Host.Commit)
 		}
 		r.Peers = append(r.Peers, info)
@@ -247,17 +254,25 @@ func (c *Config) one(ctx context.Context, x Case, t Timing, p Peer, info *PeerIn
 	if err != nil {
 		return run, err
 	}
-	plan, err := p.Plan(c.site(dir, port))
+	site := c.site(dir, port)
+	site.Writes = x.Writes()
+	plan, err := p.Plan(site)
 	if err != nil {
 		return run, err
 	}
 	info.Command = plan.Argv
+	if err := runAll(ctx, plan.Before); err != nil {
+		return run, err
+	}
 	run = RunResult{Case: x.Name, Peer: p.Name(), Started: time.Now().UTC().Truncate(time.Second), Load1: loadAverage()}
 	s, err := startServer(ctx, plan, c.ServerCPUs)
 	if err != nil {
 		return run, err
 	}
-	defer s.Stop()
+	defer func() { // s is another one after a count
+		err = errors.Join(err, s.cleanUp(ctx, plan))
+		s.Stop()
+	}()
 	pid := s.pid
 	if pid == 0 {
 		pid = ownerOf(plan.Target)
@@ -270,6 +285,9 @@ func (c *Config) one(ctx context.Context, x Case, t Timing, p Peer, info *PeerIn
 	if t.Runtime == 0 {
 		bound = unboundMax
 	}
+	before, disk := processWritten(pid), diskWritten(c.Backing.Path)
+	meanwhile := startMeanwhile(ctx, plan.During)
+	defer meanwhile.Stop() // when the client fails
 	m, err := c.Client.Run(ctx, ClientJob{
 		Case: x, Timing: t, Target: s.target, Dir: clientDir, CPUs: c.ClientCPUs, Bound: bound,
 		Started: func(pid int) {
@@ -284,22 +302,56 @@ func (c *Config) one(ctx context.Context, x Case, t Timing, p Peer, info *PeerIn
 		return run, err
 	}
 	s.note()
+	calls, err := meanwhile.Stop()
+	if err != nil {
+		return run, err
+	}
 	run.Metrics = m.Metrics
-	run.addCPU(ofServer, ofClient, m.From, m.To)
+	ofServer.take() // up to the end
+	run.addCPU(ofServer, ofClient, m)
+	run.addCalls(calls)
+	if c.CountBytes && pid != 0 {
+		if s.Stop(); s.killed {
+			return run, errors.New("the server had to be killed: what it wrote is not all it had to write")
+		}
+		if s.written > before {
+			run.ServerBytesWritten = s.written - before
+		}
+		if now := diskWritten(c.Backing.Path); now > disk {
+			run.DiskBytesWritten = now - disk
+		}
+		if len(plan.After) > 0 {
+			plan.Setup = nil
+			again, err := startServer(ctx, plan, c.ServerCPUs)
+			if err != nil {
+				return run, err
+			}
+			s = again
+		}
+	}
 	return run, nil
 }
 
-// addCPU turns the rates seen by the samplers into seconds of the window.
-func (r *RunResult) addCPU(server, client *sampler, from, to time.Time) {
-	if rate, _, ok := client.Rate(from, to); ok {
-		r.ClientCPUSeconds, r.ClientSampled = rate*r.Seconds, true
+// addCPU turns the rates seen by the samplers into seconds of the window. Of a
+// load that ended with its work they see all of it, with the client's start and
+// end around it, when a server has nothing to do.
+func (r *RunResult) addCPU(server, client *sampler, m Measured) {
+	seconds := r.Seconds
+	if m.Whole {
+		seconds = m.To.Sub(m.From).Seconds()
 	}
-	rate, resident, ok := server.Rate(from, to)
+	if rate, _, ok := client.Rate(m.From, m.To); ok {
+		r.ClientCPUSeconds, r.ClientSampled = rate*seconds, true
+	}
+	rate, resident, ok := server.Rate(m.From, m.To)
 	r.ServerResident = resident
 	if !ok {
 		return
 	}
-	r.ServerCPUSeconds, r.ServerSampled = rate*r.Seconds, true
+	r.ServerCPUSeconds, r.ServerSampled = rate*seconds, true
+	if m.Whole {
+		rate = share(r.ServerCPUSeconds, r.Seconds) // as if it had taken no longer than its I/O
+	}
 	if r.IOPS == 0 {
 		return
 	}

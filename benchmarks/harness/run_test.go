@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -247,6 +248,30 @@ func TestAnEndedContextStopsTheServer(t *testing.T) {
 		t.Errorf("process %d is still there", pid)
 	}
 	s.Stop() // a second time does nothing
+}
+
+func TestAServerThatDoesNotEndIsKilledAndKnownFor(t *testing.T) {
+	dir := shortTemp(t)
+	l, err := net.Listen("unix", dir+"/s") // answers in its place
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }() // nothing was accepted
+	s, err := startServer(t.Context(), Plan{
+		Argv: []string{"sh", "-c", "trap '' TERM; touch " + dir + "/ready; while :; do sleep 1; done"}, Ready: "unix:" + dir + "/s", StopMax: 50 * time.Millisecond,
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 500 { // until the trap is set
+		if _, err := os.Stat(dir + "/ready"); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if s.Stop(); !s.killed {
+		t.Error("ended by itself, it seems")
+	}
 }
 
 func TestAServerThatEndsIsReportedWithItsOutput(t *testing.T) {

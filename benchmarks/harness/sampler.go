@@ -51,6 +51,9 @@ func startSampler(pid int) *sampler {
 }
 
 func (s *sampler) take() {
+	if s.pid == 0 {
+		return
+	}
 	before := time.Now()
 	seconds, resident := treeUse(s.pid)
 	s.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -18,7 +19,9 @@ import (
 const (
 	startMax = 10 * time.Second // for a server to answer
 	stopMax  = 5 * time.Second  // after SIGTERM; then SIGKILL
-	setupMax = 10 * time.Second // for each setup command
+	closeMax = time.Minute      // the same for a node, which writes what it has not yet
+	setupMax = 10 * time.Second // for a program to tell about itself
+	orderMax = 5 * time.Minute  // for each command of a plan: one fills a volume
 	readyGap = 10 * time.Millisecond
 	tailMax  = 4 << 10 // bytes of a child's output kept for an error
 )
@@ -31,6 +34,10 @@ type server struct {
 	exited chan struct{} // closed when cmd has ended
 	output *tail
 	known  map[int]uint64 // process ids seen of the tree, with their start
+
+	patience time.Duration // of Stop
+	killed   bool          // Stop lost it
+	written  uint64        // bytes given to devices in the whole life of cmd; set by Stop
 }
 
 // tail keeps the end of what is written to it.
@@ -58,7 +65,10 @@ func (t *tail) String() string {
 // startServer starts a plan on the CPUs and waits until it answers. On error
 // nothing is left running.
 func startServer(ctx context.Context, p Plan, cpus []int) (*server, error) {
-	s := &server{target: p.Target, output: new(tail), known: map[int]uint64{}}
+	s := &server{target: p.Target, output: new(tail), known: map[int]uint64{}, patience: stopMax}
+	if p.StopMax > 0 {
+		s.patience = p.StopMax
+	}
 	for path, text := range p.Files {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			return nil, fmt.Errorf("start the server: %w", err)
@@ -90,16 +100,16 @@ func startServer(ctx context.Context, p Plan, cpus []int) (*server, error) {
 }
 
 func (s *server) ready(ctx context.Context, p Plan) error {
-	ctx, cancel := context.WithTimeout(ctx, startMax)
+	startCtx, cancel := context.WithTimeout(ctx, startMax)
 	defer cancel()
 	if p.PIDFile != "" {
-		if err := s.adopt(ctx, p.PIDFile); err != nil {
+		if err := s.adopt(startCtx, p.PIDFile); err != nil {
 			return err
 		}
 	}
 	network, address, _ := strings.Cut(p.Ready, ":")
 	for {
-		c, err := new(net.Dialer).DialContext(ctx, network, address)
+		c, err := new(net.Dialer).DialContext(startCtx, network, address)
 		if err == nil {
 			_ = c.Close() // only looked whether it answers
 			break
@@ -111,12 +121,17 @@ func (s *server) ready(ctx context.Context, p Plan) error {
 		select {
 		case <-exited:
 			return errors.New("ended before it answered")
-		case <-ctx.Done():
+		case <-startCtx.Done():
 			return fmt.Errorf("does not answer on %s: %w", p.Ready, err)
 		case <-time.After(readyGap):
 		}
 	}
-	for _, argv := range p.Setup {
+	return runAll(ctx, p.Setup)
+}
+
+// runAll runs commands one after the other.
+func runAll(ctx context.Context, commands [][]string) error {
+	for _, argv := range commands {
 		if err := runBounded(ctx, argv); err != nil {
 			return err
 		}
@@ -143,14 +158,23 @@ func (s *server) adopt(ctx context.Context, path string) error {
 }
 
 func runBounded(ctx context.Context, argv []string) error {
-	ctx, cancel := context.WithTimeout(ctx, setupMax)
+	_, err := outputOf(ctx, argv)
+	return err
+}
+
+// outputOf runs a command and gives what it wrote to standard output.
+func outputOf(ctx context.Context, argv []string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, orderMax)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.WaitDelay = time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, bytes.TrimSpace(out))
+	var out bytes.Buffer
+	said := new(tail)
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, said), said
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, said)
 	}
-	return nil
+	return out.Bytes(), nil
 }
 
 // note remembers the process tree, so that Stop finds children whose parent is
@@ -166,6 +190,11 @@ func (s *server) note() {
 	}
 }
 
+// cleanUp runs the plan's last commands, also when ctx has ended.
+func (s *server) cleanUp(ctx context.Context, p Plan) error {
+	return runAll(context.WithoutCancel(ctx), p.After)
+}
+
 // Stop ends the server and its children and waits for them.
 func (s *server) Stop() {
 	if s.pid == 0 {
@@ -173,15 +202,17 @@ func (s *server) Stop() {
 	}
 	s.note()
 	s.signal(syscall.SIGTERM)
-	deadline := time.Now().Add(stopMax)
+	deadline := time.Now().Add(s.patience)
 	for s.alive() && time.Now().Before(deadline) {
 		time.Sleep(readyGap)
 	}
 	if s.alive() {
+		s.killed = true
 		s.signal(syscall.SIGKILL)
 	}
 	if s.exited != nil {
 		<-s.exited
+		s.written = bytesWritten(s.cmd)
 	}
 	s.pid = 0
 }

@@ -24,6 +24,19 @@ var metrics = []Metric{
 	{"server_cpu", "server CPUs busy", true, func(m Metrics) (float64, bool) { return share(m.ServerCPUSeconds, m.Seconds), m.ServerSampled }},
 	{"server_cpu_seconds_per_million", "server CPU-seconds per million I/Os", true, func(m Metrics) (float64, bool) { return measured(m.ServerCPUPerMillion) }},
 	{"iops_per_server_cpu_second", "IOPS per server CPU-second", false, func(m Metrics) (float64, bool) { return measured(m.IOPSPerServerCPU) }},
+	{"latency_max_us", "longest latency, µs", true, func(m Metrics) (float64, bool) { return measured(m.LatencyMax) }},
+	{"server_bytes_per_byte", "bytes given to the device per byte written", true, func(m Metrics) (float64, bool) {
+		return perByte(m.ServerBytesWritten, m.BytesWritten)
+	}},
+	{"disk_bytes_per_byte", "bytes the disk took per byte written", true, func(m Metrics) (float64, bool) {
+		return perByte(m.DiskBytesWritten, m.BytesWritten)
+	}},
+	{"call_median_us", "median call, µs", true, func(m Metrics) (float64, bool) { return measured(m.CallMedian) }},
+	{"call_max_us", "longest call, µs", true, func(m Metrics) (float64, bool) { return measured(m.CallMax) }},
+	{"create_us", "creation, µs", true, func(m Metrics) (float64, bool) { return measured(m.CallCreate) }},
+	{"delete_us", "deletion, µs", true, func(m Metrics) (float64, bool) { return measured(m.CallDelete) }},
+	{"open_seconds", "open, seconds", true, func(m Metrics) (float64, bool) { return measured(m.OpenSeconds) }},
+	{"open_tib_seconds", "open of 1 TiB mapped (extrapolated), seconds", true, func(m Metrics) (float64, bool) { return measured(m.OpenTiB) }},
 	{"server_resident_bytes", "server resident bytes", true, func(m Metrics) (float64, bool) { return measured(float64(m.ServerResident)) }},
 }
 
@@ -34,6 +47,14 @@ func FindMetric(name string) (Metric, bool) {
 		return Metric{}, false
 	}
 	return metrics[i], true
+}
+
+// perByte is not measured when the server wrote nothing: its kernel does not count.
+func perByte(written, asked uint64) (float64, bool) {
+	if asked == 0 {
+		return 0, false
+	}
+	return measured(float64(written) / float64(asked))
 }
 
 func share(part, whole float64) float64 {
@@ -107,6 +128,24 @@ func (r *Result) Ratio(caseName, peer, base string, m Metric) (ratio Ratio, ok b
 		}
 	}
 	return Ratio{OfMedians: a.Median / b.Median, OfRounds: median(rounds)}, true
+}
+
+// Difference compares peer with base: the difference of the medians, and the
+// median of the differences within the rounds both took part in.
+func (r *Result) Difference(caseName, peer, base string, m Metric) (ofMedians, ofRounds float64, ok bool) {
+	a, okA := r.Spread(caseName, peer, m)
+	b, okB := r.Spread(caseName, base, m)
+	if !okA || !okB {
+		return 0, 0, false
+	}
+	ours, theirs := r.Values(caseName, peer, m), r.Values(caseName, base, m)
+	var rounds []float64
+	for round, v := range ours {
+		if w, both := theirs[round]; both {
+			rounds = append(rounds, v-w)
+		}
+	}
+	return a.Median - b.Median, median(rounds), true
 }
 
 // Summarize derives Cases from Runs.

@@ -20,6 +20,7 @@ const (
 	BackingNull   BackingKind = "null"   // reads as zeros, forgets writes
 	BackingMemory BackingKind = "memory" // RAM of the server
 	BackingURI    BackingKind = "uri"    // served already, by somebody else
+	BackingPool   BackingKind = "pool"   // the directory of a Stage
 )
 
 // Backing is the target of a benchmark before a server is put in front of it.
