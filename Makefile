@@ -25,6 +25,8 @@ PACKAGES_INTEROP := $(PACKAGES_RUN) nbdkit=nbdkit python3 python3-libnbd qemu-ut
                     e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs
 PACKAGES_POWERFAIL := gcc=gcc libc6-dev nbd-client=nbd-client util-linux=fstrim mount=losetup kmod=modprobe dmsetup=dmsetup \
                     user-mode-linux=linux.uml e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs
+PACKAGES_VM      := qemu-system-x86=qemu-system-x86_64 busybox-static kmod=depmod cpio=cpio xz-utils=xz zstd=zstd python3=python3 \
+                    debian-archive-keyring e2fsprogs=mkfs.ext4 util-linux=fstrim fio=fio
 
 .PHONY: help
 help: ## show this list
@@ -61,6 +63,7 @@ $(eval $(call packages,run,$(PACKAGES_RUN)))
 $(eval $(call packages,test,$(PACKAGES_TEST)))
 $(eval $(call packages,bench,$(PACKAGES_BENCH)))
 $(eval $(call packages,interop,$(PACKAGES_INTEROP)))
+$(eval $(call packages,vm,$(PACKAGES_VM)))
 $(eval $(call packages,powerfail,$(PACKAGES_POWERFAIL)))
 
 .PHONY: setup
@@ -110,7 +113,15 @@ interop: .make/interop build ## bin/ashlar against libnbd, nbdkit, qemu, nbd-cli
 .PHONY: test-uml
 test-uml: .make/interop build ## the kernel's nbd client and file systems on bin/ashlar, in User Mode Linux (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'make: test-uml needs root; run: sudo make test-uml' >&2; exit 1; }
-	CGO_ENABLED=0 ASHLAR_INTEROP=1 ASHLAR_TARGET='interop test-root test-uml' $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./test/vm
+	CGO_ENABLED=0 ASHLAR_INTEROP=1 ASHLAR_TARGET='interop test-root test-uml' $(GO) test -count=1 -timeout 60m $(TESTFLAGS) ./test/vm
+
+.PHONY: test-vm
+test-vm: .make/vm go ## ublk devices of a real Linux 6.12 in an emulated machine (root; ASHLAR_TEST_LONG=1 kills its server 50 times)
+	@[ "$$(id -u)" = 0 ] || { echo 'make: test-vm needs root; run: sudo make test-vm' >&2; exit 1; }
+	CGO_ENABLED=0 $(GO) test -c -tags invariants -o .make/ublk.test ./ublk
+	cd ublk && ASHLAR_TARGET='test-vm test-root test-uml interop' ../test/vm/vm-run.sh -t $(if $(ASHLAR_TEST_LONG),3600,900) -M ublk_drv \
+	  -e ASHLAR_TARGET -e ASHLAR_TEST_LONG -- ../.make/ublk.test -test.v -test.timeout 1h $(TESTFLAGS)
+	cd ublk && ASHLAR_TARGET='test-root test-uml' ../test/vm/vm-run.sh -M '' -e ASHLAR_TARGET -- ../.make/ublk.test -test.v -test.run 'TestWithoutTheDriver'
 
 .PHONY: test-powerfail
 test-powerfail: .make/powerfail build ## power failures under ext4 and xfs in User Mode Linux, and kill -9 of the node (root; ASHLAR_TEST_LONG=1)

@@ -281,7 +281,7 @@ func (p *Pool) writeSuper(change func(*superblock)) error {
 // where neither is.
 func olderSlot(d *disk, slot uint64) uint64 {
 	b := alignedBytes(pairSize)
-	if d.read(b, 0) != nil {
+	if d.readPages(b, 0) != nil {
 		return slot
 	}
 	first, err := decodeSuperblock(b[:pageSize])

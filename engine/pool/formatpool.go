@@ -182,30 +182,37 @@ func readLabel(d *disk) (s *superblock, repaired bool, err error) {
 		return nil, false, fmt.Errorf("%s: %w", d.path, ErrNotPool)
 	}
 	var failures []error
-	found := 0
-	for _, at := range []uint64{0, size - pairSize} {
-		if err := d.read(b, at); err != nil {
+	newest := 0 // copies of s
+	look := func(at uint64) {
+		if err := d.readPages(b, at); err != nil {
 			failures = append(failures, err)
-			continue
+			return
 		}
 		for _, page := range [][]byte{b[:pageSize], b[pageSize:]} {
 			x, err := decodeSuperblock(page)
 			switch {
 			case err == nil:
-				found++
 				if s == nil || x.generation > s.generation {
-					s = x
+					s, newest = x, 0
+				}
+				if x.generation == s.generation {
+					newest++
 				}
 			case !errors.Is(err, ErrNotPool):
 				failures = append(failures, err)
 			}
 		}
 	}
+	look(0)
+	look(size - pairSize)
 	if s != nil {
+		if end := s.members[s.index].size; end < size { // the disk has become larger since
+			look(end - pairSize)
+		}
 		if s.rocompat&^knownROCompat != 0 {
 			return s, false, nil
 		}
-		return s, len(failures) > 0, nil
+		return s, len(failures) > 0 || newest < 2, nil
 	}
 	if len(failures) > 0 {
 		return nil, false, fmt.Errorf("%s: %w", d.path, errors.Join(failures...))

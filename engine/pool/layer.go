@@ -24,7 +24,6 @@ type layer struct {
 	// Guarded by Pool.mu.
 	rec      layerRecord
 	children int
-	opens    int     // devices on it
 	vol      *volume // of a head
 	removed  bool
 	job      *job // of a snapshot being deleted

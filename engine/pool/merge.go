@@ -132,8 +132,10 @@ func (p *Pool) startFreeing(l *layer, j *job) {
 
 func (p *Pool) freeLayer(l *layer, j *job) {
 	// A batch of a merge into l may be under way; the next one sees that l is gone.
-	p.batchMu.Lock()
-	p.batchMu.Unlock() //nolint:staticcheck // waits for its holder, no more
+	func() {
+		p.batchMu.Lock() // only to wait for its holder
+		defer p.batchMu.Unlock()
+	}()
 	var batch []uint32
 	put := func() {
 		p.alloc.mu.Lock()

@@ -108,6 +108,7 @@ func (p *Pool) open() error {
 	if err := p.countClusters(); err != nil {
 		return fmt.Errorf("pool %s: %w", p.name, err)
 	}
+	p.loseMaps()
 	p.buildCatalog()
 	untrusted := p.distrust()
 	if p.config.ReadOnly {
@@ -129,7 +130,7 @@ func (p *Pool) open() error {
 	err = p.writeSuper(func(s *superblock) {
 		s.epoch++
 		s.flags = 0
-		if p.staleLabels {
+		if p.staleLabels || repaired {
 			s.topology++ // has the superblocks of all disks written
 		}
 		for i, d := range p.disks {
@@ -143,6 +144,10 @@ func (p *Pool) open() error {
 		return fmt.Errorf("pool %s: %w", p.name, err)
 	}
 	if repaired {
+		// The other one of the two places of each disk.
+		if err := p.writeSuper(func(s *superblock) { s.topology++ }); err != nil {
+			return fmt.Errorf("pool %s: %w", p.name, err)
+		}
 		p.event(Event{Kind: EventRepaired, Message: "a copy of a superblock was damaged; it has been written again"})
 	}
 	if super.flags&superClean == 0 {
@@ -626,6 +631,37 @@ func (p *Pool) countClusters() error {
 		}
 	}
 	return nil
+}
+
+// loseMaps makes unknown what is unknown without the disks that are missing: a page
+// of a map that was not found may lie there. What it would say is taken to lie there,
+// too, so that reads of it fail, and nobody takes it for a hole.
+func (p *Pool) loseMaps() {
+	zones := *p.zones.Load()
+	i := slices.IndexFunc(zones, func(z *zone) bool { return z.disk == nil })
+	if i < 0 {
+		return
+	}
+	e := makeEntry(zones[i].index*p.zoneClusters, wholeMask, false)
+	lost := &mapPage{pageState: &pageState{pair: -1}}
+	for j := range lost.entries {
+		lost.entries[j].Store(uint64(e))
+	}
+	for _, l := range p.layers {
+		table := *l.table.Load()
+		for j := range table {
+			page := table[j].Load()
+			if page == nil {
+				table[j].Store(lost)
+				continue
+			}
+			for k := range page.entries { // of one that only the journal knows, the rest is unknown
+				if page.pair < 0 && page.entries[k].Load() == 0 {
+					page.entries[k].Store(uint64(e))
+				}
+			}
+		}
+	}
 }
 
 // distrust marks the regions whose checksums may be old, after a crash.

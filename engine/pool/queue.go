@@ -523,7 +523,7 @@ func (c *piece) sumsRead() {
 	q.lendLoader()
 	if c.req.Status != datapath.StatusOK {
 		c.then = c.after
-		go c.wake(q.p.loadSums(c.wanted)) // one copy may still be read; ends with the piece
+		go func() { c.wake(q.p.loadSums(c.wanted)) }() // one copy may still be read; ends with the piece
 		return
 	}
 	c.after(c)
