@@ -171,7 +171,7 @@ func TestCheckpointTornEverywhere(t *testing.T) {
 	l := newLab(t)
 	b := l.makeBase("aged", 1, 10<<20, "xwofsom", nil)
 	m, disks, trace := l.run(b, "bbbuom", false) // entries in several sectors of a page are new
-	o := memdisk.ImageOptions{Subsets: 1, Each: -1, Random: -1, Torn: -1}
+	o := memdisk.ImageOptions{Subsets: 1, Each: -1, Random: -1, Torn: -1, Repeat: true}
 	o.Only = func(c memdisk.Cut) bool {
 		return c.Mark >= 11 && c.Index < len(trace) && trace[c.Index].Op == datapath.OpFlush
 	}

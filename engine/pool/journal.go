@@ -50,9 +50,14 @@ func (j *journal) room(p *Pool, need uint64) error {
 	return fmt.Errorf("the journal of %d bytes is full", j.capacity())
 }
 
+// chunkMax is how many bytes of records one transaction may have.
+func (j *journal) chunkMax() int {
+	return min(groupBlocksMax*pageSize, int(j.capacity()/4)&^(pageSize-1)) - groupHeaderSize
+}
+
 // append writes chunks, each within one group. The data they speak of is durable.
 func (j *journal) append(p *Pool, chunks [][]byte, pending uint64) error {
-	limit := min(groupBlocksMax*pageSize, int(j.capacity()/4)&^(pageSize-1))
+	limit := j.chunkMax() + groupHeaderSize
 	if len(j.buffer) < limit {
 		j.buffer = alignedBytes(limit)
 	}

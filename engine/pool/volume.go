@@ -449,6 +449,9 @@ func (p *Pool) DeleteVolume(name string, cascade bool) (Job, error) {
 	if len(set.byName) > 0 && !cascade {
 		return Job{}, fmt.Errorf("volume %s: %w: %d", name, ErrHasSnapshots, len(set.byName))
 	}
+	if n := len(set.byName); (n+1)*hiddenRecord > p.journal.chunkMax() {
+		return Job{}, fmt.Errorf("volume %s: %d snapshots are more than one step can delete: delete some of them first: %w", name, n, ErrInvalid)
+	}
 	for _, s := range set.byName {
 		if s.vol != nil && s.vol.opens > 0 {
 			return Job{}, fmt.Errorf("snapshot %s: %d client(s) have it open: %w", s.vol.name, s.vol.opens, ErrInUse)
@@ -475,6 +478,9 @@ func (p *Pool) DeleteVolume(name string, cascade bool) (Job, error) {
 	p.startMerging()
 	return j.snapshot(), nil
 }
+
+// hiddenRecord is how many bytes of the journal it takes to hide a snapshot.
+const hiddenRecord = 72
 
 // hide makes a snapshot a layer without a name. applyMu is held for writing.
 func (p *Pool) hide(b []byte, l *layer) []byte {
