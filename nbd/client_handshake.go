@@ -416,6 +416,35 @@ func Info(ctx context.Context, network, address string, options Options) (Export
 	return h.info, nil
 }
 
+// Negotiate runs the handshake on conn for somebody else who carries the
+// transmission: the kernel's nbd driver, which is given a socket that has opened its
+// export. Messages are in the simple form, whatever options say of it, since that is
+// all the driver knows. TLS and metadata contexts cannot be handed over and are
+// refused here. ctx bounds the handshake.
+//
+// Ownership: conn stays the caller's; nothing that arrived on it is kept here. On an
+// error it is closed.
+func Negotiate(ctx context.Context, conn net.Conn, options Options) (ExportInfo, error) {
+	err := options.setDefaults()
+	if err == nil && (options.TLSConfig != nil || len(options.MetaContexts) > 0) {
+		err = errors.New("nbd: a connection to hand over has neither TLS nor metadata contexts")
+	}
+	if err != nil {
+		_ = conn.Close() // nothing was said on it
+		return ExportInfo{}, err
+	}
+	options.Headers = HeadersSimple
+	h, err := negotiateClient(ctx, conn, &options, (*clientHandshake).open)
+	if err != nil {
+		return ExportInfo{}, err
+	}
+	if n := h.in.Buffered(); n != 0 { // they would be lost with h
+		_ = conn.Close() // the server's mistake says more
+		return ExportInfo{}, violationf("%d bytes behind the handshake, before any request", n)
+	}
+	return h.info, nil
+}
+
 func (h *clientHandshake) inquire() error {
 	if !h.fixed {
 		return errors.New("the server's handshake has no options")

@@ -111,7 +111,7 @@ type conn struct {
 	seen       uint64 // progress when the timer was armed
 
 	leaving  bool // the client said DISC, or the server stops: finish, then close
-	refusing bool // the server stops: new requests get ESHUTDOWN
+	refusing bool // the server stops: new requests get ESHUTDOWN; see drain
 	dead     bool // the socket is of no use any more
 
 	counters connCounters
@@ -460,11 +460,16 @@ func (c *conn) finishIfIdle() {
 }
 
 // drain finishes what has been received, refuses what comes, and closes.
+//
+// A client of simple replies gets no refusal: it is the kernel's, and to that
+// ESHUTDOWN is an I/O error like any other (drivers/block/nbd.c, nbd_handle_reply),
+// while it sends again on its next connection whatever was not answered.
 func (c *conn) drain() {
 	if c.dead {
 		return
 	}
 	c.refusing = true
+	c.leaving = c.leaving || !c.structured
 	c.closeIfDone()
 }
 

@@ -334,9 +334,10 @@ func (s *Server) takeHuge() bool {
 }
 
 // Shutdown stops the server: no new connection is taken, requests in flight are
-// served, later ones get ESHUTDOWN, and connections close. Those that have not
-// ended when DrainTimeout or ctx is over are cut; their requests still run to
-// their end at the device before Shutdown returns.
+// served, later ones get ESHUTDOWN (from clients of simple replies, such as the
+// kernel's, they are left unanswered), and connections close. Those that have not
+// ended when DrainTimeout or ctx is over are cut; their requests still run to their
+// end at the device before Shutdown returns.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed.Store(true)

@@ -69,9 +69,14 @@ func TestShutdownFinishesWhatIsInFlight(t *testing.T) {
 			out := s.out
 			s.out = nil
 			s.send(append(rest, out...))
-			s.wait(late)
-			s.wait(lateWrite)
-			if late.errno != ErrnoShutdown || lateWrite.errno != ErrnoShutdown {
+			if mode == HeadersSimple { // the kernel's client takes a refusal for an I/O error
+				delete(s.pending, late.cookie)
+				delete(s.pending, lateWrite.cookie)
+			} else {
+				s.wait(late)
+				s.wait(lateWrite)
+			}
+			if mode != HeadersSimple && (late.errno != ErrnoShutdown || lateWrite.errno != ErrnoShutdown) {
 				t.Errorf("late requests: %v, %v", late.errno, lateWrite.errno)
 			}
 			eventually(t, "the half write reaches the device", func() bool { return f.Hanging() >= 3 })

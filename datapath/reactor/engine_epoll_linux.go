@@ -25,6 +25,7 @@ func newEpollEngine(r *Reactor) (*epollEngine, error) {
 }
 
 func (e *epollEngine) kind() EngineKind { return EngineEpoll }
+func (e *epollEngine) commands() bool   { return false }
 func (e *epollEngine) describe() string {
 	return fmt.Sprintf("epoll with up to %d worker threads", e.r.config.Workers)
 }

@@ -71,6 +71,8 @@ func (e *ringEngine) describe() string {
 		e.ring.SetupFlags(), e.fixedFiles != nil, e.fixedBuffers != nil)
 }
 
+func (e *ringEngine) commands() bool { return e.ring.Supports(uring.OpURingCmd) }
+
 func (e *ringEngine) close() { _ = e.ring.Close() } // everything has completed
 
 func (e *ringEngine) growBuffers(index int, memory []byte) {
@@ -158,6 +160,10 @@ func (e *ringEngine) submit(io *IO) {
 		s.Length = io.Mode
 		s.Offset = uint64(io.Offset)
 		s.Addr = uint64(io.Length)
+	case OpCommand:
+		s.Opcode = uring.OpURingCmd
+		s.Offset = uint64(io.Mode)
+		copy(e.ring.Command(s), io.Buf)
 	}
 }
 

@@ -12,16 +12,25 @@ const (
 	OpFsync                 // fdatasync(FD)
 	OpFallocate             // fallocate(FD, Mode, Offset, Length)
 	OpFunc                  // Func() on a worker thread; Result is what it returns
+	OpCommand               // IORING_OP_URING_CMD number Mode to FD, its command area being Buf
 )
+
+// CommandSize is how many bytes of a command fit in an entry of a reactor's ring.
+const CommandSize = 16
 
 // IO is one operation of the kernel that completes later, on the reactor.
 //
 // Ownership: its owner makes it once, sets Done once, and reuses it. Between
-// Submit and Done it and Buf belong to the reactor.
+// Submit and Done it and Buf belong to the reactor. Of OpCommand, Buf is taken
+// within SubmitIO and free again.
+//
+// An OpCommand is no I/O of the reactor's own: it waits, maybe for days, for what
+// a driver has to say (a request of ublk). Like a [Watch] it does not keep the
+// reactor spinning.
 type IO struct {
 	Op      IOOp
 	RWFlags uint8  // RWF_* of preadv2(2): RWF_DSYNC for FUA
-	Mode    uint32 // OpFallocate: FALLOC_FL_*
+	Mode    uint32 // OpFallocate: FALLOC_FL_*; OpCommand: the driver's number of the command
 	FD      int
 	File    *File // optional: the registered form of FD
 	Buf     []byte

@@ -83,6 +83,7 @@ var ErrStopped = errors.New("reactor: stopped")
 type engine interface {
 	kind() EngineKind
 	describe() string
+	commands() bool
 	watch(w *Watch) error
 	unwatch(w *Watch)
 	wantWrite(w *Watch)
@@ -130,6 +131,7 @@ type Reactor struct {
 	now       int64
 	reserved  int
 	inflight  int
+	commands  int // OpCommands in flight, which are not in inflight
 	sleepless int // owners that need every turn
 	idle      idlePolicy
 
@@ -454,6 +456,10 @@ func (r *Reactor) Log() *slog.Logger { return r.log }
 // Engine is the engine in force. Any goroutine.
 func (r *Reactor) Engine() EngineKind { return r.engine.kind() }
 
+// Commands reports whether OpCommand works: on the io_uring engine, since Linux
+// 5.19. Any goroutine.
+func (r *Reactor) Commands() bool { return r.engine.commands() }
+
 // Describe is the engine in force with its details, for people. Any goroutine.
 func (r *Reactor) Describe() string { return r.engine.describe() }
 
@@ -595,8 +601,13 @@ func (r *Reactor) Release(n int) { r.reserved -= n }
 
 // SubmitIO starts io. It never blocks; io.Done runs later. Reactor only.
 func (r *Reactor) SubmitIO(io *IO) {
-	if invariant.Enabled && r.inflight >= r.reserved { // arguments are made only for a failure
-		invariant.Check(false, "reactor %s: %d operations in flight, %d reserved", r.config.Name, r.inflight, r.reserved)
+	if invariant.Enabled && r.inflight+r.commands >= r.reserved { // arguments are made only for a failure
+		invariant.Check(false, "reactor %s: %d operations in flight, %d reserved", r.config.Name, r.inflight+r.commands, r.reserved)
+	}
+	if io.Op == OpCommand {
+		r.commands++
+		r.engine.submit(io)
+		return
 	}
 	r.inflight++
 	io.submitted = r.now
@@ -609,9 +620,14 @@ func (r *Reactor) SubmitIO(io *IO) {
 
 // finish ends io on the reactor.
 func (r *Reactor) finish(io *IO) {
-	r.inflight--
-	if io.Op <= OpWrite {
-		r.idle.served(r.now - io.submitted)
+	switch {
+	case io.Op == OpCommand:
+		r.commands--
+	default:
+		r.inflight--
+		if io.Op <= OpWrite {
+			r.idle.served(r.now - io.submitted)
+		}
 	}
 	r.stats.completions.Add(1)
 	io.Done(io)

@@ -873,3 +873,40 @@ func ExampleReactor_Run() {
 	_ = r.Run(func(r *Reactor) { fmt.Println("on", r.Name()) }) // it runs: nobody has stopped it
 	// Output: on reactor
 }
+
+func TestCommandIsNoWorkThatKeepsTheReactorAwake(t *testing.T) {
+	each(t, func(t *testing.T, c Config) {
+		r := begin(t, c)
+		if r.Commands() && c.Engine == EngineEpoll {
+			t.Error("epoll takes commands")
+		}
+		path := filepath.Join(t.TempDir(), "file")
+		f, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }() // empty
+		results := make(chan int, 1)
+		io := &IO{Op: OpCommand, FD: int(f.Fd()), Mode: 1, Buf: make([]byte, CommandSize), Done: func(io *IO) { results <- io.Result }}
+		run(t, r, func(r *Reactor) {
+			if err := r.Reserve(1); err != nil {
+				t.Error(err)
+				return
+			}
+			r.SubmitIO(io)
+			if r.inflight != 0 || r.commands != 1 {
+				t.Errorf("%d operations and %d commands in flight", r.inflight, r.commands)
+			}
+			clear(io.Buf)
+		})
+		if got := <-results; got != -int(unix.EOPNOTSUPP) { // a plain file has no driver that takes any
+			t.Errorf("result %d", got)
+		}
+		run(t, r, func(r *Reactor) {
+			if r.commands != 0 {
+				t.Errorf("%d commands in flight", r.commands)
+			}
+			r.Release(1)
+		})
+	})
+}

@@ -186,13 +186,14 @@ func (r *Ring) SQE() *SQE {
 	return s
 }
 
-// Command is the command area of an entry of an SQE128 ring: the 80 bytes from
-// offset 48 on.
+// Command is the command area of an entry: the 16 bytes from offset 48 on, or 80
+// where the ring has SQE128.
 func (r *Ring) Command(s *SQE) []byte {
-	if r.sqeShift != 7 {
-		return nil
+	length := 16
+	if r.sqeShift == 7 {
+		length = 80
 	}
-	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(s), 48)), 80)
+	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(s), 48)), length)
 }
 
 // Pending is how many entries the next Enter submits.

@@ -25,14 +25,15 @@ func TestKillWhileASnapshotBegins(t *testing.T) {
 	c.Write(clusterSize, before)
 	c.Flush()
 
+	v := p.volumes["v"]
+	head := v.head.Load()
 	p.applyMu.Lock() // the committer stops here
 	made := make(chan error, 1)
 	go func() {
 		_, err := p.CreateSnapshot("v", "s", nil)
 		made <- err
 	}()
-	head := p.layers[1]
-	for deadline := time.Now().Add(10 * time.Second); p.volumes["v"].head.Load() == head; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); v.head.Load() == head; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the head does not change")
 		}

@@ -2,5 +2,11 @@
 // Mode Linux 6.1 from Debian, which needs neither KVM nor a module on the host.
 //
 // uml-run.sh boots the guest around one command; kernel-nbd.sh is that command
-// for the kernel's nbd client. The tests run in `make test-uml`, as root.
+// for nbd-client and file systems, kernel-attach.sh for the tests of package
+// nbd/attach. The tests run in `make test-uml`, as root; ASHLAR_TEST_LONG=1 has them
+// repeat what may fail seldom.
+//
+// vm-run.sh does the same with Linux 6.12 under qemu's emulation, slower, for what
+// User Mode Linux lacks: several CPUs, ublk, eBPF. `make test-vm` runs the tests of
+// package ublk in it.
 package vm

@@ -2,13 +2,24 @@ package vm
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ashlar-storage/ashlar/internal/testenv"
+)
+
+// longVariable set to 1 asks for more repetitions.
+const longVariable = "ASHLAR_TEST_LONG"
+
+// Limits of one guest. They are waited for only when a test fails.
+const (
+	guestLimit     = 4 * time.Minute
+	guestLimitLong = 15 * time.Minute // 50 restarts on each of two file systems
 )
 
 // requireGuest skips t outside make test-uml and returns the paths of the binary
@@ -38,10 +49,10 @@ func requireGuest(t *testing.T) (binary, self string) {
 	return binary, self
 }
 
-// guest runs a command in User Mode Linux and wants it to succeed.
-func guest(t *testing.T, command ...string) {
+// guest runs a command in User Mode Linux and wants it to succeed within the limit.
+func guest(t *testing.T, limit time.Duration, command ...string) {
 	t.Helper()
-	run := exec.Command("./uml-run.sh", append([]string{"-t", "240", "-m", "1500M", "-M", "nbd", "--"}, command...)...)
+	run := exec.Command("./uml-run.sh", append([]string{"-t", fmt.Sprint(limit.Seconds()), "-m", "1500M", "-M", "nbd", "-e", longVariable, "--"}, command...)...)
 	var out bytes.Buffer
 	run.Stdout, run.Stderr = &out, &out
 	if err := run.Run(); err != nil {
@@ -59,8 +70,43 @@ func TestKernelClientKeepsFileSystems(t *testing.T) {
 	for _, engine := range []string{"ring", "epoll"} {
 		for _, fs := range []string{"ext4", "xfs"} {
 			t.Run(strings.Join([]string{engine, fs}, " "), func(t *testing.T) {
-				guest(t, script, binary, self, fs, "--engine", engine)
+				guest(t, guestLimit, script, binary, self, fs, "--engine", engine)
 			})
 		}
+	}
+}
+
+// TestKernelAttach runs the tests of package nbd/attach that need the kernel's
+// driver, each in a guest of its own.
+func TestKernelAttach(t *testing.T) {
+	binary, _ := requireGuest(t)
+	if os.Getenv(longVariable) != "1" {
+		t.Skip("skipped: takes minutes; run: ASHLAR_TEST_LONG=1 make test-uml")
+	}
+	testenv.RequireCommand(t, "resize2fs", "e2fsprogs")
+	script, err := filepath.Abs("kernel-attach.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := filepath.Join(t.TempDir(), "attach.test")
+	build := exec.Command("go", "test", "-c", "-o", tests, "../../nbd/attach")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // static, as the guest may be another system one day
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	names, err := exec.Command(tests, "-test.list", "^TestGuest").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := guestLimit
+	if os.Getenv(longVariable) == "1" {
+		limit = guestLimitLong
+	}
+	list := strings.Fields(string(names))
+	if len(list) == 0 {
+		t.Fatal("no tests found")
+	}
+	for _, name := range list {
+		t.Run(name, func(t *testing.T) { guest(t, limit, script, binary, tests, name) })
 	}
 }
