@@ -294,11 +294,19 @@ func TestLargeEntriesHaveACommandArea(t *testing.T) {
 func TestWaitEndsInTime(t *testing.T) {
 	r := open(t, Config{})
 	for _, timeout := range []time.Duration{0, 300 * time.Microsecond, 20 * time.Millisecond} {
-		start := time.Now()
-		if err := r.Enter(1, int64(timeout)); err != nil {
-			t.Fatal(err)
+		// A signal, such as the Go runtime sends for a collection, ends a wait early;
+		// not every time.
+		var took time.Duration
+		for range 50 {
+			start := time.Now()
+			if err := r.Enter(1, int64(timeout)); err != nil {
+				t.Fatal(err)
+			}
+			if took = time.Since(start); took >= timeout {
+				break
+			}
 		}
-		if took := time.Since(start); took < timeout || took > timeout+2*time.Second {
+		if took < timeout || took > timeout+2*time.Second {
 			t.Errorf("a wait of %v took %v", timeout, took)
 		}
 	}
