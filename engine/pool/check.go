@@ -331,7 +331,7 @@ func (l *checkLabel) read(place int, at uint64) {
 }
 
 func readCheckLabel(d *disk) (*checkLabel, error) {
-	size := d.size &^ (clusterSize - 1)
+	size := d.size() &^ (clusterSize - 1)
 	if size < labelSize+trailerSize {
 		return nil, fmt.Errorf("%s: %w", d.path, ErrNotPool)
 	}
@@ -511,10 +511,10 @@ func (k *checker) geometry() bool {
 	}
 	for i, m := range s.members {
 		d := k.disks[i]
-		if d.size < m.size {
-			bad(d, "make the device as large as it was", "the device has %d bytes, the pool uses %d of it: what lay at its end is lost", d.size, m.size)
+		if d.size() < m.size {
+			bad(d, "make the device as large as it was", "the device has %d bytes, the pool uses %d of it: what lay at its end is lost", d.size(), m.size)
 		}
-		if d.size < m.size || m.size < labelSize+trailerSize {
+		if d.size() < m.size || m.size < labelSize+trailerSize {
 			continue
 		}
 		if i == 0 && (s.journalOffset+s.journalLength > m.base || s.journalOffset+s.journalLength > m.size) {

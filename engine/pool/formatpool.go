@@ -57,13 +57,13 @@ func format(c FormatConfig, disks []*disk) (uuid.UUID, error) {
 		zoneRegions: uint32(c.ZoneRegions), nextLayer: 1, name: c.Name, flags: superClean, topology: 1}
 	var total uint64
 	for _, d := range disks {
-		total += d.size
+		total += d.size()
 	}
 	s.journalLength = journalLength(total, c.JournalBytes)
 	for i, d := range disks {
 		if !c.Force {
 			b := alignedBytes(foreignBytes)
-			if d.size >= foreignBytes {
+			if d.size() >= foreignBytes {
 				if err := d.read(b, 0); err != nil {
 					return s.pool, err
 				}
@@ -110,11 +110,11 @@ func journalLength(total, asked uint64) uint64 {
 
 // addMember gives a disk its place and its zones.
 func (s *superblock) addMember(d *disk, base uint64) error {
-	size := d.size &^ (clusterSize - 1)
+	size := d.size() &^ (clusterSize - 1)
 	zones, last := s.fit(base, size)
 	if zones == 0 {
 		return fmt.Errorf("%s: %d bytes are too few: a pool's disk needs at least %d here: %w",
-			d.path, d.size, base+s.zoneHead()+regionClusters*clusterSize+trailerSize, ErrInvalid)
+			d.path, d.size(), base+s.zoneHead()+regionClusters*clusterSize+trailerSize, ErrInvalid)
 	}
 	i := len(s.members)
 	s.members = append(s.members, superMember{id: uuid.New(), size: size, base: base, hint: d.path})
@@ -177,7 +177,7 @@ func writeLabels(s *superblock, disks []*disk) error {
 // damaged.
 func readLabel(d *disk) (s *superblock, repaired bool, err error) {
 	b := alignedBytes(pairSize)
-	size := d.size &^ (clusterSize - 1)
+	size := d.size() &^ (clusterSize - 1)
 	if size < labelSize+trailerSize {
 		return nil, false, fmt.Errorf("%s: %w", d.path, ErrNotPool)
 	}
@@ -236,7 +236,7 @@ func Probe(r *reactor.Reactor, d Disk) (l *Label, err error) {
 // Erase destroys the labels of a disk, so that nothing finds a pool on it.
 func Erase(r *reactor.Reactor, d Disk) error {
 	return withDisks(r, []Disk{d}, func(disks []*disk) error {
-		size := disks[0].size &^ (clusterSize - 1)
+		size := disks[0].size() &^ (clusterSize - 1)
 		if size < labelSize+trailerSize {
 			return fmt.Errorf("%s: %w", d.Path, ErrNotPool)
 		}

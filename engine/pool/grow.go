@@ -24,9 +24,8 @@ func (p *Pool) Grow() error {
 				return fmt.Errorf("pool %s: %w", p.name, err)
 			}
 		}
-		d.size = d.dev.Info().Size
 		m := &s.members[i]
-		size := d.size &^ (clusterSize - 1)
+		size := d.size() &^ (clusterSize - 1)
 		if size <= m.size {
 			continue
 		}
@@ -80,7 +79,7 @@ func (p *Pool) AddDisk(d Disk) error {
 			return err
 		}
 		b := alignedBytes(foreignBytes)
-		if x.size >= foreignBytes {
+		if x.size() >= foreignBytes {
 			if err := x.read(b, 0); err != nil {
 				return err
 			}

@@ -19,13 +19,15 @@ const syncDepth = 32
 type disk struct {
 	path  string
 	dev   datapath.Device
-	size  uint64 // bytes, now
 	index int
 
 	r     *reactor.Reactor
 	queue datapath.Queue // owned by r
 	free  chan *call     // calls not under way
 }
+
+// size is how many bytes the device has now.
+func (d *disk) size() uint64 { return d.dev.Info().Size }
 
 // call is one request of a goroutine.
 type call struct {
@@ -38,7 +40,7 @@ type call struct {
 func (c *call) RunTask(*reactor.Reactor) { c.d.queue.Submit(&c.req) }
 
 func openDisk(r *reactor.Reactor, d Disk, index int) (*disk, error) {
-	x := &disk{path: d.Path, dev: d.Device, size: d.Device.Info().Size, index: index, r: r, free: make(chan *call, syncDepth)}
+	x := &disk{path: d.Path, dev: d.Device, index: index, r: r, free: make(chan *call, syncDepth)}
 	for i := range syncDepth {
 		c := &call{d: x, done: make(chan datapath.Status, 1)}
 		c.req.Tag = uint32(i)
@@ -105,7 +107,7 @@ func (e *DiskError) Error() string {
 func (e *DiskError) Unwrap() error { return e.Err }
 
 func (d *disk) read(b []byte, offset uint64) error {
-	if offset+uint64(len(b)) > d.size {
+	if offset+uint64(len(b)) > d.size() {
 		return &DiskError{Path: d.path, Op: "read", Offset: offset, Length: uint64(len(b)), Err: errors.New("past the end of the device")}
 	}
 	return d.start(datapath.OpRead, 0, b, offset).wait()

@@ -220,8 +220,8 @@ func (p *Pool) findDisks() (super *superblock, repaired bool, err error) {
 			p.disks = nil
 			return fail(err)
 		}
-		if size := super.members[i].size; f.d.size < size {
-			err := fmt.Errorf("%s: has %d bytes, the pool %s uses %d of it: the disk has become smaller, what lay at its end is lost: %w", f.d.path, f.d.size, super.name, size, ErrCorrupt)
+		if size := super.members[i].size; f.d.size() < size {
+			err := fmt.Errorf("%s: has %d bytes, the pool %s uses %d of it: the disk has become smaller, what lay at its end is lost: %w", f.d.path, f.d.size(), super.name, size, ErrCorrupt)
 			p.disks = nil
 			return fail(err)
 		}
