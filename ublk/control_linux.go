@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ashlar-storage/ashlar/datapath/uring"
+	"github.com/ashlar-storage/ashlar/internal/blockdev"
 )
 
 const (
@@ -369,37 +370,14 @@ func inUse(id int, served bool) error {
 		}
 		by = "opened for itself by another program"
 	}
-	if holders, _ := filepath.Glob(fmt.Sprintf("/sys/block/ublkb%d/holders/*", id)); len(holders) > 0 {
-		by = "part of " + filepath.Base(holders[0])
-	}
-	if where := mountOf(id); where != "" {
-		by = "mounted on " + where
+	// Unreadable: the use goes unnamed.
+	if mounts, holders, err := blockdev.Kernel().Users(filepath.Base(blockPath(id))); err == nil && len(mounts)+len(holders) > 0 {
+		by = blockdev.Used(mounts, holders)
 	}
 	if by == "" {
 		return nil
 	}
 	return fmt.Errorf("%w: %s is %s", ErrInUse, blockPath(id), by)
-}
-
-// mountOf is where a disk or a partition of it is mounted, "" for nowhere that this
-// process sees.
-func mountOf(id int) string {
-	devices := make(map[string]bool) // major:minor
-	for _, pattern := range []string{"/sys/block/ublkb%d/dev", "/sys/block/ublkb%d/*/dev"} {
-		names, _ := filepath.Glob(fmt.Sprintf(pattern, id)) // the pattern is good
-		for _, name := range names {
-			if b, err := os.ReadFile(name); err == nil {
-				devices[strings.TrimSpace(string(b))] = true
-			}
-		}
-	}
-	mounts, _ := os.ReadFile("/proc/self/mountinfo") // unreadable: the mount goes unnamed
-	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 4 && devices[fields[2]] {
-			return fields[4]
-		}
-	}
-	return ""
 }
 
 // Remove removes a device whose server is gone.

@@ -9,7 +9,7 @@ import (
 // Names for sets of packages that several rows use.
 var (
 	// base has no opinion about storage; everything may use it.
-	base = []string{"internal/invariant", "internal/units"}
+	base = []string{"internal/invariant", "internal/units", "internal/blockdev"}
 	// waist is what an export or a store sees of Ashlar.
 	waist = []string{"datapath", "datapath/reactor", "datapath/uring", "datapath/ring", "datapath/buf", "datapath/histogram"}
 	// devices are the stores and filters every test may stand on.
@@ -29,6 +29,7 @@ type row struct {
 var policy = []row{
 	{"internal/invariant", nil, "everybody stands on it"},
 	{"internal/units", nil, "numbers and words only"},
+	{"internal/blockdev", nil, "it reads what the kernel shows"},
 	{"internal/testenv", nil, "tests of every layer use it"},
 	{"internal/lint", nil, "it reads source, it does not link it"},
 

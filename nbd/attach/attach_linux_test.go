@@ -472,28 +472,6 @@ func TestDisconnectWaitsForTheLastUser(t *testing.T) {
 	}
 }
 
-func TestMountOf(t *testing.T) {
-	numbers, sources := []string{"43:0", "43:1"}, []string{"/dev/nbd0", "/dev/nbd0p1"}
-	for line, want := range map[string]string{
-		"30 22 43:1 / /a rw - ext4 /dev/x rw":                     "/a",
-		"30 22 43:0 / /a\\011b\\134\\040c rw a:1 b - ext4 x rw":   "/a\tb\\ c",
-		"30 22 0:1 / /a rw - btrfs /dev/nbd0p1 rw":                "/a",
-		"30 22 43:10 / /a rw - ext4 /dev/nbd10 rw":                "",
-		"30 22 43:0 / /a rw":                                      "",
-		"30 22 43:0 - ext4 /dev/nbd0 rw":                          "",
-		"30 22 0:1 / /a rw - tmpfs":                               "",
-		"":                                                        "",
-		"30 22 43:0 / /odd\\9 rw - ext4 x rw":                     "/odd\\9",
-		"30 22 43:0 / /end\\04 rw - ext4 x rw":                    "/end\\04",
-		"30 22 43:0 / /dash\\040-\\040x rw - ext4 /dev/nbd0 rw":   "/dash - x",
-		"30 22 43:0 /sub / rw,relatime shared:1 - ext4 /dev/x rw": "/",
-	} {
-		if got, ok := mountOf(line, numbers, sources); got != want || ok != (want != "") {
-			t.Errorf("%q: %q, %v; want %q", line, got, ok, want)
-		}
-	}
-}
-
 func TestErrorsNameTheRemedy(t *testing.T) {
 	for err, want := range map[error]string{
 		ErrNoDriver: "modprobe nbd", ErrPermission: "CAP_SYS_ADMIN",

@@ -6,11 +6,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ashlar-storage/ashlar/internal/blockdev"
 )
 
 // host is where the kernel shows its devices. Tests have directories of their own.
@@ -98,83 +99,15 @@ func (h *host) device(index Index) (Device, error) {
 		d.InFlight += count
 	}
 	var err error
-	d.Mounts, d.Holders, err = h.users(index)
-	return d, err
-}
-
-// parts are the numbers and names of a device and its partitions.
-func (h *host) parts(index Index) (numbers, names, holders []string) {
-	dirs := []string{h.block(index)}
-	partitions, _ := filepath.Glob(h.block(index, index.String()+"p*")) // the pattern is well-formed
-	for _, dir := range append(dirs, partitions...) {
-		numbers = append(numbers, text(filepath.Join(dir, "dev")))
-		names = append(names, filepath.Join(h.dev, filepath.Base(dir)))
-		entries, err := os.ReadDir(filepath.Join(dir, "holders"))
-		if err != nil {
-			continue // a device on its way out
-		}
-		for _, e := range entries {
-			name := e.Name()
-			if mapped := text(filepath.Join(h.sys, "block", name, "dm/name")); mapped != "" {
-				name += " (" + mapped + ")"
-			}
-			holders = append(holders, name)
-		}
+	if d.Mounts, d.Holders, err = h.users(index); err != nil {
+		return d, fmt.Errorf("attach: %w", err)
 	}
-	return numbers, names, holders
+	return d, nil
 }
 
 // users tells who has a device mounted or made another device of it.
 func (h *host) users(index Index) (mounts, holders []string, err error) {
-	numbers, names, holders := h.parts(index)
-	table, err := os.ReadFile(filepath.Join(h.proc, "self/mountinfo"))
-	if err != nil {
-		return nil, nil, fmt.Errorf("attach: %w", err)
-	}
-	for line := range strings.Lines(string(table)) {
-		if where, ok := mountOf(line, numbers, names); ok && !slices.Contains(mounts, where) {
-			mounts = append(mounts, where)
-		}
-	}
-	for line := range strings.Lines(text(filepath.Join(h.proc, "swaps"))) {
-		if fields := strings.Fields(line); len(fields) > 0 && slices.Contains(names, fields[0]) {
-			mounts = append(mounts, "swap")
-		}
-	}
-	return mounts, holders, nil
-}
-
-// mountOf reads a line of mountinfo (proc_pid_mountinfo(5)) and returns the mount
-// point if it is of one of the devices. File systems that span devices, such as
-// btrfs, show a number of their own and are found by the source.
-//
-//	36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
-func mountOf(line string, numbers, sources []string) (string, bool) {
-	head, tail, ok := strings.Cut(line, " - ")
-	fields, rest := strings.Fields(head), strings.Fields(tail)
-	if !ok || len(fields) < 5 {
-		return "", false
-	}
-	if !slices.Contains(numbers, fields[2]) && (len(rest) < 2 || !slices.Contains(sources, unescape(rest[1]))) {
-		return "", false
-	}
-	return unescape(fields[4]), true
-}
-
-// unescape undoes what the kernel does to blanks in mountinfo: \040.
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
+	return blockdev.Host{Sys: h.sys, Dev: h.dev, Proc: h.proc}.Users(index.String())
 }
 
 // checkNode tells whether the device node leads to the device: one of a kernel that
