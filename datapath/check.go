@@ -150,7 +150,7 @@ func (q *checkedQueue) done(d *Request) {
 		q.bad(d, "completed inside Submit")
 	case d.Status >= statusCount:
 		q.bad(d, "status out of the set")
-	case d.Op != up.Op, d.Flags != up.Flags, d.Offset != up.Offset, d.Length != up.Length, d.Context != up.Context:
+	case d.Op != up.Op, d.Flags != up.Flags, d.Offset != up.Offset, d.Length != up.Length, d.Context != up.Context, d.Timing != up.Timing:
 		q.bad(d, "field changed by the device")
 	case len(d.Buf) != len(up.Buf),
 		len(d.Buf) > 0 && &d.Buf[0] != &up.Buf[0] && (d.Op != OpRead || d.Flags&FlagLend == 0):

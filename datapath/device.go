@@ -24,6 +24,8 @@ const (
 	// completes later, so that Buf may be reused at once. A layer that keeps
 	// requests waiting does not pass it on.
 	FeatureImmediate
+	// FeatureTimed: requests that carry a [Timing] are recorded, stage by stage.
+	FeatureTimed
 )
 
 // Info describes a device. It is immutable between resizes.

@@ -30,6 +30,9 @@
 //     read on. A failed flush is sticky: the device keeps reporting it.
 //  6. No allocation per request; per-layer state is an array of depth slots.
 //
+// A request that carries a [Timing] takes down where its time goes, [Stage] by stage:
+// each layer marks what it knows, and the export ends it with the reply.
+//
 // What it leaves to others: who may open a device (internal/daemon), when to
 // poll (datapath/reactor), what bytes mean on a disk or a wire.
 package datapath

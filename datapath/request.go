@@ -113,6 +113,11 @@ type Request struct {
 	// end past it.
 	Extents []Extent
 
+	// Timing, where it is not nil, takes down where the time of the request goes;
+	// see [Timing]. A layer that passes a request of its own down marks the stages of
+	// the one it was given, and leaves Timing nil in its own or hands it on.
+	Timing *Timing
+
 	// Done is called once, on the reactor that submitted the request. It is set
 	// when the Request is made, not per submission, so that nothing is allocated.
 	Done func(*Request)

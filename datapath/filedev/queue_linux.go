@@ -149,6 +149,7 @@ func (q *queue) Submit(r *datapath.Request) {
 	s := &q.slots[r.Tag]
 	s.r, s.status, s.moved, s.end, s.synced = r, datapath.StatusOK, 0, int(r.Length), false
 	r.Zero = false
+	r.MarkRecent(datapath.StageDevice, q.r)
 	modifies := r.Modifies()
 	fua := r.Flags&datapath.FlagFUA != 0 && modifies
 	if failed := q.d.failed.Load(); failed != 0 && (fua || r.Op == datapath.OpFlush || modifies && failed&failedShrunk != 0) {
@@ -626,6 +627,7 @@ func (q *queue) end(s *slot, status datapath.Status) {
 // flush that waited while another ran from its beginning to its end has been done
 // by that one.
 func (q *queue) sync(s *slot) {
+	s.r.Mark(datapath.StageCommit, q.r)
 	s.synced = true
 	s.syncs = q.d.syncs.Load()
 	s.hold.wantSync()

@@ -42,7 +42,7 @@ func TestConformance(t *testing.T) {
 		engines []reactor.EngineKind // a filter alone has nothing to do with the engine but its timers
 		make    func(t *testing.T, below datapath.Device) datapath.Device
 	}{
-		{"stats", ring, func(_ *testing.T, below datapath.Device) datapath.Device { return NewStats(below) }},
+		{"stats", ring, func(_ *testing.T, below datapath.Device) datapath.Device { return NewStats(below, StatsConfig{}) }},
 		{"limit", ring, func(_ *testing.T, below datapath.Device) datapath.Device { return NewLimit(below, limits) }},
 		{"delay", epoll, func(_ *testing.T, below datapath.Device) datapath.Device {
 			return NewDelay(below, DelayConfig{Latency: jitter, Seed: 1})
@@ -51,7 +51,7 @@ func TestConformance(t *testing.T) {
 		{"trace", epoll, func(_ *testing.T, below datapath.Device) datapath.Device { return NewTrace(below, 64) }},
 		{"all", nil, func(t *testing.T, below datapath.Device) datapath.Device {
 			below = NewDelay(NewTrace(below, 64), DelayConfig{Latency: jitter, Seed: 1})
-			return NewStats(fault(t, NewLimit(NewStats(NewTrace(below, 1000)), limits), FaultConfig{}))
+			return NewStats(fault(t, NewLimit(NewStats(NewTrace(below, 1000), StatsConfig{}), limits), FaultConfig{}), StatsConfig{})
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

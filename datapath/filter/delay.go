@@ -99,6 +99,7 @@ func (q *delayQueue) Submit(r *datapath.Request) {
 		q.below.Submit(r)
 		return
 	}
+	r.MarkRecent(datapath.StageDevice, q.reactor)
 	s := &q.slots[r.Tag]
 	s.held = r
 	q.reactor.Arm(&s.timer, time.Duration(hold))

@@ -1,7 +1,8 @@
 // Package filter holds devices made of another device: each takes a
 // [datapath.Device] and is one, so they stack in any order.
 //
-//   - [Stats] counts and times requests.
+//   - [Stats] counts and times requests, as a whole and by stage; what takes long it
+//     hands to [SlowRequests].
 //   - [Limit] holds requests back to a rate (quality of service).
 //   - [Delay] makes a device slow.
 //   - [Fault] makes a device fail, by rules.

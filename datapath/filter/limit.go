@@ -1,28 +1,19 @@
 package filter
 
 import (
-	"math"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/ashlar-storage/ashlar/datapath"
+	"github.com/ashlar-storage/ashlar/datapath/rate"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 )
 
 // Limits are the rates a Limit allows. Every operation but a flush counts as one
 // request; reads and writes also count their bytes. A flush is never held back:
 // it has nothing to do with requests that have not completed.
-type Limits struct {
-	RequestsPerSecond uint64 // 0: no limit
-	BytesPerSecond    uint64 // 0: no limit
-
-	// What a device that was idle may do at once before the rate holds. It has
-	// to cover what arrives while a timer is late. A tenth of a second's worth
-	// when 0, and at least one request.
-	BurstRequests uint64
-	BurstBytes    uint64
-}
+type Limits = rate.Limits
 
 // Limit holds requests back to a rate that all queues of the device share.
 //
@@ -33,9 +24,9 @@ type Limits struct {
 type Limit struct {
 	datapath.Device // the device below; Close closes it
 
-	start  time.Time              // origin of the clock all queues share
-	rate   atomic.Pointer[shared] // in force; nil: no limit
-	waited atomic.Uint64          // requests that had to wait
+	start  time.Time                  // origin of the clock all queues share
+	rate   atomic.Pointer[rate.Turns] // in force; nil: no limit
+	waited atomic.Uint64              // requests that had to wait
 
 	mu     sync.Mutex
 	limits Limits                   // in force; guarded by mu
@@ -81,64 +72,10 @@ func (d *Limit) set(l Limits) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.limits = l
-	if l.RequestsPerSecond == 0 && l.BytesPerSecond == 0 {
-		d.rate.Store(nil)
-		return
-	}
-	s := &shared{}
-	s.requests.init(l.RequestsPerSecond, l.BurstRequests, 1)
-	s.bytes.init(l.BytesPerSecond, l.BurstBytes, 0)
-	d.rate.Store(s)
+	d.rate.Store(rate.New(l))
 }
 
 func (d *Limit) now() int64 { return int64(time.Since(d.start)) }
-
-// shared is what the queues of a device draw from, one object for each setting.
-type shared struct{ requests, bytes bucket }
-
-// turn is the time from which a request of the given bytes may run. The rate
-// is charged for it.
-func (s *shared) turn(now int64, bytes uint64) int64 {
-	return max(s.requests.take(now, 1), s.bytes.take(now, bytes))
-}
-
-// bucket is a token bucket kept as one number: the time at which it will be full
-// again. What is taken moves that time ahead; something may be taken as long as
-// it is not further ahead than the burst.
-type bucket struct {
-	cost  float64 // nanoseconds a token; 0: no limit; immutable
-	burst int64   // nanoseconds; immutable
-
-	full atomic.Int64 // nanoseconds on the device's clock
-}
-
-const costMax = 1 << 50 // nanoseconds, 13 days: keeps sums of a few thousand queues in range
-
-func (b *bucket) init(rate, burst, first uint64) {
-	if rate == 0 {
-		return
-	}
-	b.cost = float64(time.Second) / float64(rate)
-	if burst == 0 {
-		burst = max(rate/10, 1)
-	}
-	b.burst = int64(math.Min(b.cost*float64(burst-min(first, burst)), costMax))
-}
-
-// take removes tokens and returns the time from which their owner may go on.
-func (b *bucket) take(now int64, tokens uint64) int64 {
-	if b.cost == 0 || tokens == 0 {
-		return now
-	}
-	cost := int64(math.Min(b.cost*float64(tokens), costMax))
-	for {
-		full := b.full.Load()
-		from := max(full, now)
-		if b.full.CompareAndSwap(full, from+cost) {
-			return from - b.burst
-		}
-	}
-}
 
 // Info implements [datapath.Device]. Requests that wait still own their buffers.
 func (d *Limit) Info() datapath.Info { return holding(d.Device) }
@@ -166,8 +103,8 @@ type limitQueue struct {
 	waiting []*datapath.Request // a ring of depth places
 	first   int                 // index of the oldest
 	count   int
-	turn    int64   // when the oldest may run, on the device's clock
-	charged *shared // who was charged for turn
+	turn    int64       // when the oldest may run, on the device's clock
+	charged *rate.Turns // who was charged for turn
 	timer   reactor.Timer
 	closed  bool
 }
@@ -188,7 +125,7 @@ func (q *limitQueue) Submit(r *datapath.Request) {
 	}
 	if q.count == 0 {
 		now := q.dev.now()
-		turn := s.turn(now, bytesOf(r))
+		turn := s.Next(now, bytesOf(r))
 		if turn <= now {
 			q.below.Submit(r)
 			return
@@ -209,7 +146,7 @@ func (q *limitQueue) release() {
 		if s := q.dev.rate.Load(); s != nil {
 			now := q.dev.now()
 			if q.charged != s {
-				q.turn, q.charged = s.turn(now, bytesOf(r)), s
+				q.turn, q.charged = s.Next(now, bytesOf(r)), s
 			}
 			if q.turn > now {
 				q.reactor.Arm(&q.timer, time.Duration(q.turn-now))

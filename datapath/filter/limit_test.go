@@ -10,56 +10,9 @@ import (
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 )
 
-// TestBucketKeepsItsRate drives the decision itself, with a clock of its own.
-func TestBucketKeepsItsRate(t *testing.T) {
-	for _, test := range []struct {
-		name              string
-		rate, burst, each uint64
-		first             uint64
-		late              int64 // nanoseconds by which every turn is taken late
-	}{
-		{"requests, burst of one", 1000, 1, 1, 1, 0},
-		{"requests, burst of ten", 1000, 10, 1, 1, 0},
-		{"late timers are made up for", 10000, 50, 1, 1, 900_000},
-		{"bytes", 1 << 20, 64 << 10, 4096, 0, 0},
-		{"requests larger than the burst", 1 << 20, 4096, 1 << 18, 0, 0},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			var b bucket
-			b.init(test.rate, test.burst, test.first)
-			now, tokens := int64(0), uint64(0)
-			const span = int64(20 * time.Second)
-			for now < span {
-				turn := b.take(now, test.each)
-				tokens += test.each
-				if turn > now {
-					now = turn + test.late
-				}
-			}
-			want := test.rate*uint64(span/int64(time.Second)) + test.burst
-			if tokens < want*99/100 || tokens > want+want/100+2*test.each {
-				t.Errorf("%d tokens in %v, want %d", tokens, time.Duration(span), want)
-			}
-		})
-	}
-}
-
-func TestIdleBucketSavesNoMoreThanItsBurst(t *testing.T) {
-	var b bucket
-	b.init(1000, 5, 1)
-	now := int64(time.Hour)
-	at := 0
-	for b.take(now, 1) <= now {
-		at++
-	}
-	if at != 5 {
-		t.Errorf("%d requests at once after an hour, want 5", at)
-	}
-}
-
-// rate submits reads of the given blocks for a while on every client, each at
+// completed submits reads of the given blocks for a while on every client, each at
 // full depth, and returns how many ended on each.
-func rate(clients []*devtest.Client, depth, blocks int, d time.Duration) []int {
+func completed(clients []*devtest.Client, depth, blocks int, d time.Duration) []int {
 	counts := make([]int, len(clients))
 	done := make(chan struct{})
 	for i, c := range clients {
@@ -94,7 +47,7 @@ func TestLimitHoldsOverAllQueuesAndIsFair(t *testing.T) {
 	defer closeDevice(t, d)
 	clients := []*devtest.Client{devtest.NewClient(t, reactors[0], d, 4), devtest.NewClient(t, reactors[1], d, 4), devtest.NewClient(t, reactors[1], d, 4)}
 	start := time.Now()
-	counts := rate(clients, 4, 1, 600*time.Millisecond)
+	counts := completed(clients, 4, 1, 600*time.Millisecond)
 	most := time.Since(start).Seconds()*2000 + 20
 	if n := total(counts); float64(n) > most*1.02+12 || float64(n) < most*0.5 {
 		t.Errorf("%d requests, at most %.0f allowed", n, most)
@@ -118,7 +71,7 @@ func TestLimitOfBytes(t *testing.T) {
 	defer closeDevice(t, d)
 	c := devtest.NewClient(t, reactors[0], d, 4)
 	start := time.Now()
-	n := total(rate([]*devtest.Client{c}, 4, 16, 400*time.Millisecond))
+	n := total(completed([]*devtest.Client{c}, 4, 16, 400*time.Millisecond))
 	if got, most := float64(n*16*block), time.Since(start).Seconds()*(16<<20)+64<<10; got > most*1.02+5*64<<10 || got < most*0.5 {
 		t.Errorf("%.0f bytes, at most %.0f allowed", got, most)
 	}

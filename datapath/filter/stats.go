@@ -1,8 +1,8 @@
 package filter
 
 import (
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ashlar-storage/ashlar/datapath"
@@ -10,14 +10,28 @@ import (
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 )
 
-// Stats counts the requests of a device and measures how long they take. Each
-// queue counts for itself, in memory only its reactor writes; a reader sums.
+// StatsConfig says what a Stats does beyond counting. The zero value is the usual.
+type StatsConfig struct {
+	Name string // of the device, in the records of slow requests
+	// NoStages leaves the stages out: latency is then that of the device, from
+	// Submit to Done. It is there to measure what stages cost.
+	NoStages bool
+	// Slow takes the requests that took at least as long as it says; nil: none.
+	Slow *SlowRequests
+}
+
+// Stats counts the requests of a device and measures how long they take, as a whole
+// and by stage (see [datapath.Timing]).
+//
+// What a reactor counts is its own memory, without locks and atomics; whoever asks
+// for a Snapshot has each reactor copy what is new since the last one.
 type Stats struct {
 	datapath.Device // the device below; Close closes it
+	config          StatsConfig
 
 	mu      sync.Mutex
-	queues  []*statsQueue // open; guarded by mu
-	retired StatsSnapshot // what closed queues counted; guarded by mu
+	tallies map[*reactor.Reactor]*tally // of reactors with queues open; guarded by mu
+	retired *PackedStats                // what closed queues counted; nil: nothing; guarded by mu
 }
 
 // OpStats is what was counted for one operation.
@@ -26,25 +40,89 @@ type OpStats struct {
 	Errors   uint64 // of these, not StatusOK
 	Bytes    uint64 // length of those that succeeded
 	InFlight int64
-	Latency  histogram.Snapshot // of all completed
+
+	// Latency is that of all completed: from the arrival of the request at the
+	// export to the reply on its way.
+	Latency histogram.Histogram
+	// Stages are the parts of it, by stage; nil: no request came there. The count of
+	// a stage is that of the requests that did.
+	Stages [datapath.StageCount]*histogram.Histogram
 }
 
-func (o *OpStats) add(p *OpStats) {
+// Add adds what p has.
+func (o *OpStats) Add(p *OpStats) {
 	o.Count += p.Count
 	o.Errors += p.Errors
 	o.Bytes += p.Bytes
 	o.InFlight += p.InFlight
 	o.Latency.Add(&p.Latency)
+	for i, h := range p.Stages {
+		if h == nil {
+			continue
+		}
+		if o.Stages[i] == nil {
+			o.Stages[i] = &histogram.Histogram{}
+		}
+		o.Stages[i].Add(h)
+	}
 }
 
-// StatsSnapshot is what was counted, by operation.
-type StatsSnapshot [datapath.OpCount]OpStats
+// StatsSnapshot is what was counted, by operation; nil: never asked for.
+type StatsSnapshot [datapath.OpCount]*OpStats
+
+// Op is what was counted for op, which may be nothing. It is not to be changed.
+func (s *StatsSnapshot) Op(op datapath.Op) *OpStats {
+	if o := s[op]; o != nil {
+		return o
+	}
+	return &noStats
+}
+
+var noStats OpStats
+
+// Add adds what p has.
+func (s *StatsSnapshot) Add(p *StatsSnapshot) {
+	for op, o := range p {
+		if o != nil {
+			s.add(datapath.Op(op), o)
+		}
+	}
+}
+
+func (s *StatsSnapshot) add(op datapath.Op, o *OpStats) {
+	if s[op] == nil {
+		s[op] = &OpStats{}
+	}
+	s[op].Add(o)
+}
+
+// InFlight is how many requests of all operations were under way.
+func (s *StatsSnapshot) InFlight() (n int64) {
+	for _, o := range s {
+		if o != nil {
+			n += o.InFlight
+		}
+	}
+	return n
+}
 
 // NewStats counts what passes to below.
-func NewStats(below datapath.Device) *Stats { return &Stats{Device: below} }
+func NewStats(below datapath.Device, c StatsConfig) *Stats {
+	return &Stats{Device: below, config: c, tallies: map[*reactor.Reactor]*tally{}}
+}
 
 // Unwrap is the device below.
 func (d *Stats) Unwrap() datapath.Device { return d.Device }
+
+// Info implements [datapath.Device].
+func (d *Stats) Info() datapath.Info {
+	info := d.Device.Info()
+	info.Features &^= datapath.FeatureTimed // of a Stats below, which sees less
+	if !d.config.NoStages {
+		info.Features |= datapath.FeatureTimed
+	}
+	return info
+}
 
 // OpenQueue implements [datapath.Device].
 func (d *Stats) OpenQueue(r *reactor.Reactor, depth int) (datapath.Queue, error) {
@@ -52,48 +130,62 @@ func (d *Stats) OpenQueue(r *reactor.Reactor, depth int) (datapath.Queue, error)
 	if err != nil {
 		return nil, err
 	}
-	q := &statsQueue{dev: d, below: below, reactor: r, slots: make([]statsSlot, depth)}
+	q := &statsQueue{dev: d, below: below, reactor: r, slots: make([]statsSlot, depth), stages: !d.config.NoStages}
 	q.ended = q.end
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.queues = append(d.queues, q)
+	if q.tally = d.tallies[r]; q.tally == nil {
+		q.tally = &tally{reactor: r, slow: d.config.Slow, name: d.config.Name}
+		d.tallies[r] = q.tally
+	}
+	q.tally.queues++
 	return q, nil
 }
 
-// Snapshot sums what all queues, open and closed, have counted since the device
-// was made. Counts never go back. Any goroutine.
+// Snapshot sums what all queues, open and closed, have counted since the device was
+// made. Counts never go back. It is for ordinary goroutines, not for a reactor: it
+// asks the reactors, and of one that does not answer in time it has what that
+// counted before.
 func (d *Stats) Snapshot() *StatsSnapshot {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	s := d.retired
-	for _, q := range d.queues {
-		q.addTo(&s)
+	tallies := make([]*tally, 0, len(d.tallies))
+	for _, t := range d.tallies {
+		tallies = append(tallies, t)
 	}
-	return &s
-}
-
-// InFlight is how many requests are under way, of all queues. Any goroutine.
-func (d *Stats) InFlight() (n int64) {
+	d.mu.Unlock()
+	for _, t := range tallies {
+		t.fetch()
+	}
+	// A queue that closed meanwhile is in retired, or still in tallies: together once.
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, q := range d.queues {
-		for op := range q.ops {
-			n += q.ops[op].inFlight.Load()
-		}
+	s := &StatsSnapshot{}
+	s.AddPacked(d.retired)
+	for _, t := range d.tallies {
+		t.addTo(s)
 	}
-	return n
+	return s
 }
 
-func (d *Stats) retire(q *statsQueue) {
+// leave retires what t counted when its last queue closes. It runs on t's reactor.
+func (d *Stats) leave(t *tally) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for i, open := range d.queues {
-		if open == q {
-			d.queues = append(d.queues[:i], d.queues[i+1:]...)
-			q.addTo(&d.retired)
-			return
+	if t.queues--; t.queues > 0 {
+		return
+	}
+	delete(d.tallies, t.reactor)
+	if t.ops == [datapath.OpCount]*opTally{} {
+		return // no request came
+	}
+	sum := StatsSnapshot{}
+	sum.AddPacked(d.retired)
+	for op, c := range t.ops {
+		if c != nil {
+			sum.add(datapath.Op(op), c.stats())
 		}
 	}
+	d.retired = sum.Pack()
 }
 
 type statsQueue struct {
@@ -101,52 +193,66 @@ type statsQueue struct {
 	below   datapath.Queue          // immutable
 	reactor *reactor.Reactor        // immutable
 	ended   func(*datapath.Request) // immutable: end as a value, made once
+	stages  bool                    // immutable
+	tally   *tally                  // immutable; what is in it belongs to the reactor
 
 	slots []statsSlot // by tag; owned by the reactor
-
-	ops [datapath.OpCount]opCounters // written by the reactor, read by Snapshot
 }
 
+// statsSlot is one request in flight.
 type statsSlot struct {
-	done  func(*datapath.Request)
-	start int64 // nanoseconds on the reactor's clock
-}
-
-type opCounters struct {
-	count, errors, bytes atomic.Uint64
-	inFlight             atomic.Int64
-	latency              histogram.Histogram
-}
-
-func (q *statsQueue) addTo(s *StatsSnapshot) {
-	for op := range q.ops {
-		c := &q.ops[op]
-		o := OpStats{Count: c.count.Load(), Errors: c.errors.Load(), Bytes: c.bytes.Load(), InFlight: c.inFlight.Load()}
-		c.latency.AddTo(&o.Latency)
-		s[op].add(&o)
-	}
+	done   func(*datapath.Request)
+	own    bool            // timing is the request's: the export has none
+	plain  bool            // only the whole is measured, from start
+	start  int64           // nanoseconds on the reactor's clock
+	timing datapath.Timing // where own
 }
 
 // Submit implements [datapath.Queue].
 func (q *statsQueue) Submit(r *datapath.Request) {
 	s := &q.slots[r.Tag]
-	s.done, s.start = r.Done, q.reactor.Clock()
+	s.done = r.Done
 	r.Done = q.ended
-	q.ops[r.Op].inFlight.Add(1)
+	s.own, s.plain = false, false
+	switch {
+	case !q.stages:
+		s.plain = true
+	case r.Timing == nil:
+		s.own = true
+		s.timing.Begin(datapath.StageQueue, q.reactor.Tick())
+		s.timing.Claim(q.tally)
+		r.Timing = &s.timing
+	default:
+		s.plain = !r.Timing.Claim(q.tally) // another counts above
+	}
+	if s.plain {
+		s.start = q.reactor.Tick()
+	}
+	q.tally.op(r.Op).begun++
 	q.below.Submit(r)
 }
 
 func (q *statsQueue) end(r *datapath.Request) {
 	s := &q.slots[r.Tag]
-	c := &q.ops[r.Op]
-	c.latency.Record(time.Duration(q.reactor.Clock() - s.start))
-	c.count.Add(1)
+	c := q.tally.op(r.Op)
+	c.count++
 	if r.Status == datapath.StatusOK {
-		c.bytes.Add(r.Length)
+		c.bytes += r.Length
 	} else {
-		c.errors.Add(1)
+		c.errors++
 	}
-	c.inFlight.Add(-1)
+	switch t := r.Timing; {
+	case s.plain:
+		c.latency.Record(time.Duration(q.reactor.Tick() - s.start))
+	default:
+		t.Op, t.Status, t.Offset, t.Length = r.Op, r.Status, r.Offset, r.Length
+		if s.own {
+			t.End(q.reactor.Tick())
+			r.Timing = nil
+		} else {
+			t.Enter(datapath.StageReply, q.reactor.Tick())
+		}
+	}
 	r.Done = s.done
 	s.done = nil
 	r.Done(r)
@@ -155,6 +261,17 @@ func (q *statsQueue) end(r *datapath.Request) {
 // Close implements [datapath.Queue].
 func (q *statsQueue) Close() error {
 	err := q.below.Close()
-	q.dev.retire(q)
+	q.dev.leave(q.tally)
 	return err
+}
+
+// stages lists those of a timing that were entered, in order.
+func stages(t *datapath.Timing) []StageTime {
+	var list []StageTime
+	for s := range datapath.StageCount {
+		if ns, entered := t.Spent(s); entered {
+			list = append(list, StageTime{s, time.Duration(ns)})
+		}
+	}
+	return slices.Clip(list)
 }

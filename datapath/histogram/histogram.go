@@ -3,14 +3,14 @@
 // relative error.
 //
 // Every power of two of nanoseconds is cut into 16 equal buckets: a quantile is
-// right within 1/16 of its value. A [Histogram] is written by one owner and read
-// by anyone; a [Snapshot] is a plain value to add, subtract and ask.
+// right within 1/16 of its value. The buckets are the same everywhere, so that
+// histograms can be added and subtracted.
 package histogram
 
 import (
 	"fmt"
 	"math/bits"
-	"sync/atomic"
+	"slices"
 	"time"
 )
 
@@ -22,14 +22,6 @@ const (
 	// BucketCount is the number of buckets.
 	BucketCount = (bitsMax - subBits + 1) * subCount
 )
-
-// Histogram counts durations. The zero value is ready for use. Record takes no
-// lock and allocates nothing.
-type Histogram struct {
-	buckets [BucketCount]atomic.Uint64
-	sum     atomic.Uint64 // nanoseconds
-	max     atomic.Uint64 // nanoseconds
-}
 
 // index is the bucket of a duration. Bucket i takes (upper(i-1), upper(i)], so
 // that a power of two is the last value of its bucket, as Prometheus' "le" wants.
@@ -54,113 +46,147 @@ func upper(i int) uint64 {
 	return uint64(i&(subCount-1)+subCount+1) << shift
 }
 
-// Record counts one duration; a negative one counts as 0.
-//
-// Context: one goroutine at a time.
-func (h *Histogram) Record(d time.Duration) {
-	ns := uint64(max(d, 0))
-	h.buckets[index(ns)].Add(1)
-	h.sum.Add(ns)
-	if ns > h.max.Load() {
-		h.max.Store(ns)
-	}
-}
-
-// AddTo adds what was counted so far to s. Any goroutine; counts that are being
-// made meanwhile are in it or not.
-func (h *Histogram) AddTo(s *Snapshot) {
-	for i := range h.buckets {
-		n := h.buckets[i].Load()
-		s.Buckets[i] += n
-		s.Count += n
-	}
-	s.Sum += time.Duration(h.sum.Load())
-	s.Max = max(s.Max, time.Duration(h.max.Load()))
-}
-
-// Snapshot is the content of one or several histograms at a moment.
-type Snapshot struct {
+// Histogram counts durations. The zero value is ready for use; it is a plain value
+// of one owner.
+type Histogram struct {
 	Buckets [BucketCount]uint64
 	Count   uint64
 	Sum     time.Duration
 	Max     time.Duration // longest; kept by Sub, which cannot know better
 }
 
-// Add adds the content of o.
-func (s *Snapshot) Add(o *Snapshot) {
-	for i, n := range o.Buckets {
-		s.Buckets[i] += n
-	}
-	s.Count += o.Count
-	s.Sum += o.Sum
-	s.Max = max(s.Max, o.Max)
+// Record counts one duration; a negative one counts as 0. It allocates nothing.
+func (h *Histogram) Record(d time.Duration) {
+	d = max(d, 0)
+	h.Buckets[index(uint64(d))]++
+	h.Count++
+	h.Sum += d
+	h.Max = max(h.Max, d)
 }
 
-// Sub leaves what was counted since the earlier snapshot o of the same histograms.
-func (s *Snapshot) Sub(o *Snapshot) {
-	for i, n := range o.Buckets {
-		s.Buckets[i] -= n
+// Bounds are those of bucket i in nanoseconds: it has the durations of at least
+// low and less than high. The last one also has all that are longer.
+func Bounds(i int) (low, high uint64) {
+	if i > 0 {
+		low = upper(i-1) + 1
 	}
-	s.Count -= o.Count
-	s.Sum -= o.Sum
+	return low, upper(i) + 1
+}
+
+// Add adds the content of o.
+func (h *Histogram) Add(o *Histogram) {
+	for i, n := range o.Buckets {
+		h.Buckets[i] += n
+	}
+	h.Count += o.Count
+	h.Sum += o.Sum
+	h.Max = max(h.Max, o.Max)
+}
+
+// Sub leaves what was counted since o, an earlier state of the same histogram.
+func (h *Histogram) Sub(o *Histogram) {
+	for i, n := range o.Buckets {
+		h.Buckets[i] -= n
+	}
+	h.Count -= o.Count
+	h.Sum -= o.Sum
+}
+
+// Packed is a histogram in little memory: the buckets between the first and the last
+// that are used. It does not change.
+type Packed struct {
+	first    int // bucket of buckets[0]
+	buckets  []uint64
+	count    uint64
+	sum, max time.Duration
+}
+
+// Count is how many durations it has.
+func (p *Packed) Count() uint64 { return p.count }
+
+// Pack is what h has, for keeping.
+func (h *Histogram) Pack() Packed {
+	p := Packed{count: h.Count, sum: h.Sum, max: h.Max}
+	if h.Count == 0 {
+		return p
+	}
+	last := BucketCount - 1
+	for h.Buckets[last] == 0 {
+		last--
+	}
+	for h.Buckets[p.first] == 0 {
+		p.first++
+	}
+	p.buckets = slices.Clone(h.Buckets[p.first : last+1])
+	return p
+}
+
+// AddPacked adds the content of p.
+func (h *Histogram) AddPacked(p *Packed) {
+	for i, n := range p.buckets {
+		h.Buckets[p.first+i] += n
+	}
+	h.Count += p.count
+	h.Sum += p.sum
+	h.Max = max(h.Max, p.max)
 }
 
 // Mean is the average duration, 0 when nothing was counted.
-func (s *Snapshot) Mean() time.Duration {
-	if s.Count == 0 {
+func (h *Histogram) Mean() time.Duration {
+	if h.Count == 0 {
 		return 0
 	}
-	return s.Sum / time.Duration(s.Count)
+	return h.Sum / time.Duration(h.Count)
 }
 
 // Quantile is a duration that the fraction q of all durations does not exceed,
 // estimated within a bucket by its share and never above Max. It is 0 when
 // nothing was counted.
-func (s *Snapshot) Quantile(q float64) time.Duration {
-	if s.Count == 0 {
+func (h *Histogram) Quantile(q float64) time.Duration {
+	if h.Count == 0 {
 		return 0
 	}
-	rank := min(max(q, 0), 1) * float64(s.Count)
+	rank := min(max(q, 0), 1) * float64(h.Count)
 	var below uint64
-	for i, n := range s.Buckets {
+	for i, n := range h.Buckets {
 		if n == 0 || float64(below+n) < rank {
 			below += n
 			continue
 		}
 		if i == BucketCount-1 {
-			return s.Max
+			return h.Max
 		}
 		var low uint64
 		if i > 0 {
 			low = upper(i - 1)
 		}
 		share := (rank - float64(below)) / float64(n)
-		return min(time.Duration(float64(low)+share*float64(upper(i)-low)), s.Max)
+		return min(time.Duration(float64(low)+share*float64(upper(i)-low)), h.Max)
 	}
-	return s.Max
+	return h.Max
 }
 
 // AtMost is how many durations were not longer than d, rounded up to the end of
 // d's bucket. It is exact for powers of two of nanoseconds.
-func (s *Snapshot) AtMost(d time.Duration) uint64 {
+func (h *Histogram) AtMost(d time.Duration) uint64 {
 	if d < 0 {
 		return 0
 	}
 	var count uint64
-	for _, n := range s.Buckets[:index(uint64(d))+1] {
+	for _, n := range h.Buckets[:index(uint64(d))+1] {
 		count += n
 	}
 	return count
 }
 
-// Export is the snapshot as Prometheus wants a histogram: how many durations
+// Export is the histogram as Prometheus wants a histogram: how many durations
 // were not longer than each bound, by the bound in seconds. The bounds are the
-// powers of two of nanoseconds from low to high, rounded up; counts there are
-// exact.
-func (s *Snapshot) Export(low, high time.Duration) map[float64]uint64 {
+// powers of two of nanoseconds from low to high, rounded up, each factor (a power of
+// two) times the one before; counts there are exact.
+func (h *Histogram) Export(low, high time.Duration, factor uint64) map[float64]uint64 {
 	out := make(map[float64]uint64)
-	for bound := roundUp(low); ; bound *= 2 {
-		out[time.Duration(bound).Seconds()] = s.AtMost(time.Duration(bound))
+	for bound := roundUp(low); ; bound *= factor {
+		out[time.Duration(bound).Seconds()] = h.AtMost(time.Duration(bound))
 		if bound >= uint64(max(high, 1)) || bound >= 1<<bitsMax {
 			return out
 		}
@@ -170,7 +196,7 @@ func (s *Snapshot) Export(low, high time.Duration) map[float64]uint64 {
 func roundUp(d time.Duration) uint64 { return 1 << bits.Len64(uint64(max(d, 1))-1) }
 
 // String is a line for people.
-func (s *Snapshot) String() string {
+func (h *Histogram) String() string {
 	return fmt.Sprintf("n=%d mean=%v p50=%v p99=%v p99.9=%v max=%v",
-		s.Count, s.Mean(), s.Quantile(0.5), s.Quantile(0.99), s.Quantile(0.999), s.Max)
+		h.Count, h.Mean(), h.Quantile(0.5), h.Quantile(0.99), h.Quantile(0.999), h.Max)
 }

@@ -4,7 +4,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -51,8 +50,7 @@ func TestQuantilesAgreeWithSorting(t *testing.T) {
 		h.Record(d)
 	}
 	slices.Sort(all)
-	var s Snapshot
-	h.AddTo(&s)
+	s := h
 	for _, q := range []float64{0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1} {
 		want := all[min(int(q*float64(len(all))), len(all)-1)]
 		got := s.Quantile(q)
@@ -68,11 +66,10 @@ func TestQuantilesAgreeWithSorting(t *testing.T) {
 func TestSnapshotsAddAndSubtract(t *testing.T) {
 	var h Histogram
 	h.Record(time.Microsecond)
-	var before, after Snapshot
-	h.AddTo(&before)
+	before := h
 	h.Record(time.Millisecond)
 	h.Record(-1)
-	h.AddTo(&after)
+	after := h
 	sum := before
 	sum.Add(&after)
 	if sum.Count != 4 || sum.Sum != 2*time.Microsecond+time.Millisecond {
@@ -82,9 +79,9 @@ func TestSnapshotsAddAndSubtract(t *testing.T) {
 	if after.Count != 2 || after.Sum != time.Millisecond || after.AtMost(time.Microsecond) != 1 {
 		t.Errorf("difference has %d, %v", after.Count, after.Sum)
 	}
-	var empty Snapshot
+	var empty Histogram
 	if empty.Quantile(0.5) != 0 || empty.Mean() != 0 {
-		t.Error("an empty snapshot has durations")
+		t.Error("an empty histogram has durations")
 	}
 }
 
@@ -93,10 +90,12 @@ func TestExportIsCumulativeAndExact(t *testing.T) {
 	for _, d := range []time.Duration{1024, 1025, 2048, 4096, time.Hour * 2} {
 		h.Record(d)
 	}
-	var s Snapshot
-	h.AddTo(&s)
-	got := s.Export(1000, 4096)
+	s := h
+	got := s.Export(1000, 4096, 2)
 	want := map[float64]uint64{1024e-9: 1, 2048e-9: 3, 4096e-9: 4}
+	if coarse := s.Export(1000, 4096, 4); len(coarse) != 2 {
+		t.Errorf("every second bound: %v", coarse)
+	}
 	if len(got) != len(want) {
 		t.Fatalf("bounds %v, want %v", got, want)
 	}
@@ -107,25 +106,38 @@ func TestExportIsCumulativeAndExact(t *testing.T) {
 	}
 }
 
-func TestReadersRunBesideTheWriter(t *testing.T) {
-	var h Histogram
-	const count = 20000
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for i := range count {
-			h.Record(time.Duration(i))
+func TestBoundsAreContiguousAndHoldWhatIsRecorded(t *testing.T) {
+	next := uint64(0)
+	for i := range BucketCount {
+		low, high := Bounds(i)
+		if low != next || high <= low {
+			t.Fatalf("bucket %d is [%d, %d), want it to begin at %d", i, low, high, next)
+		}
+		if index(low) != i || index(high-1) != i {
+			t.Fatalf("bucket %d is [%d, %d), whose ends fall into %d and %d", i, low, high, index(low), index(high-1))
+		}
+		next = high
+	}
+}
+
+func TestPackedHistogramsHaveTheSame(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var h, sum Histogram
+		for _, ns := range rapid.SliceOf(rapid.Int64Range(-1, 1<<43)).Draw(t, "ns") {
+			h.Record(time.Duration(ns))
+		}
+		p := h.Pack()
+		sum.AddPacked(&p)
+		if sum != h || p.Count() != h.Count {
+			t.Fatalf("packed and unpacked: %v, before: %v", sum.String(), h.String())
+		}
+		sum.AddPacked(&p)
+		twice := h
+		twice.Add(&h)
+		if sum != twice {
+			t.Fatalf("added twice: %v, want %v", sum.String(), twice.String())
 		}
 	})
-	var last uint64
-	for last < count {
-		var s Snapshot
-		h.AddTo(&s)
-		if s.Count < last {
-			t.Fatalf("count went from %d to %d", last, s.Count)
-		}
-		last = s.Count
-	}
-	wg.Wait()
 }
 
 func TestRecordAllocatesNothing(t *testing.T) {

@@ -94,7 +94,7 @@ func (d *Device) Resize(size uint64) error {
 
 // OpenQueue implements [datapath.Device].
 func (d *Device) OpenQueue(r *reactor.Reactor, depth int) (datapath.Queue, error) {
-	q := &queue{store: d.store}
+	q := &queue{reactor: r, store: d.store}
 	q.completions.Init(r, depth)
 	return q, nil
 }
@@ -109,12 +109,14 @@ func (d *Device) Close() error {
 
 // queue does requests in Submit and completes them at the end of the turn.
 type queue struct {
+	reactor     *reactor.Reactor
 	store       *Store
 	completions datapath.Completions
 }
 
 // Submit implements [datapath.Queue].
 func (q *queue) Submit(r *datapath.Request) {
+	r.MarkRecent(datapath.StageDevice, q.reactor)
 	status := datapath.StatusOK
 	switch r.Op {
 	case datapath.OpRead:

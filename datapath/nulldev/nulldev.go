@@ -35,7 +35,7 @@ func (d *Device) Info() datapath.Info { return d.info }
 
 // OpenQueue implements [datapath.Device].
 func (d *Device) OpenQueue(r *reactor.Reactor, depth int) (datapath.Queue, error) {
-	q := &queue{}
+	q := &queue{reactor: r}
 	q.completions.Init(r, depth)
 	return q, nil
 }
@@ -44,13 +44,17 @@ func (d *Device) OpenQueue(r *reactor.Reactor, depth int) (datapath.Queue, error
 func (d *Device) Close() error { return nil }
 
 // queue answers in Submit and completes at the end of the turn.
-type queue struct{ completions datapath.Completions }
+type queue struct {
+	reactor     *reactor.Reactor
+	completions datapath.Completions
+}
 
 // Submit implements [datapath.Queue].
 //
 // Request.Zero stays false although the device is one hole: an export shall move
 // the zeros as data, or nothing would be measured.
 func (q *queue) Submit(r *datapath.Request) {
+	r.MarkRecent(datapath.StageDevice, q.reactor)
 	status := datapath.StatusOK
 	switch r.Op {
 	case datapath.OpRead:

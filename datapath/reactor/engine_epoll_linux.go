@@ -92,6 +92,7 @@ func (e *epollEngine) wait(timeout int64) int {
 }
 
 func (e *epollEngine) collect(milliseconds int) int {
+	e.r.stats.enters.Add(1)
 	n, err := e.epollWait(milliseconds)
 	if err != 0 {
 		return 0 // EINTR: the next turn comes again

@@ -119,6 +119,7 @@ func (e *ringEngine) entry() *uring.SQE {
 }
 
 func (e *ringEngine) enter(wait uint32, timeout int64) {
+	e.r.stats.enters.Add(1)
 	if err := e.ring.Enter(wait, timeout); err != nil {
 		// Only a bug of ours makes io_uring_enter fail (EBADF, EFAULT, EINVAL).
 		panic(fmt.Sprintf("reactor %s: %v", e.r.config.Name, err))

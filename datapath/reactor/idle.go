@@ -47,6 +47,16 @@ type idlePolicy struct {
 	resting int   // sleeps left before spinning is tried again
 	rest    int64 // mean length of a sleep in nanoseconds, exponentially weighted
 	hit     int64 // mean time to the find of a spin in nanoseconds, exponentially weighted
+
+	observed int64 // service time that others measured, in nanoseconds; 0: none
+}
+
+// serviceTime is what the budget is made of.
+func (p *idlePolicy) serviceTime() int64 {
+	if p.observed > 0 {
+		return p.observed
+	}
+	return p.service
 }
 
 func newIdlePolicy(mode PollMode) (idlePolicy, error) {
@@ -89,9 +99,10 @@ func (p *idlePolicy) budget(deviceBusy bool) int64 {
 		return 0
 	}
 	want := int64(0)
+	service := p.serviceTime()
 	switch {
-	case deviceBusy && p.service > 0 && p.service <= spinMax:
-		want = min(2*p.service, spinMax)
+	case deviceBusy && service > 0 && service <= spinMax:
+		want = min(2*service, spinMax)
 	case !deviceBusy && p.rest <= spinRest:
 		want = spinMax
 	}

@@ -38,7 +38,7 @@ type Config struct {
 	BufferBytes int64 // bound of the buffer arena; 64 MiB when 0
 	Entries     int   // submission entries of the ring; 1024 when 0
 	Workers     int   // worker threads for calls that sleep; 32 when 0
-	IODepthMax  int   // bound of all reservations together; 16384 when 0
+	IODepthMax  int   // bound of all reservations together; 65536 when 0, which suits hundreds of attached devices
 
 	Log *slog.Logger // slog.Default() when nil
 }
@@ -51,7 +51,7 @@ func (c *Config) setDefaults() {
 	}
 	set(&c.Entries, 1024)
 	set(&c.Workers, 32)
-	set(&c.IODepthMax, 16384)
+	set(&c.IODepthMax, ioDepthLimit)
 	if c.Name == "" {
 		c.Name = "reactor"
 	}
@@ -116,6 +116,8 @@ type Reactor struct {
 	asleep  atomic.Bool // the thread is, or is about to be, asleep in the kernel
 	stopped atomic.Bool // no message is taken any more
 
+	observed atomic.Int64 // service time in nanoseconds, by ObserveService; 0: none
+
 	// Owned by the reactor.
 	engine    engine
 	arena     *buf.Arena
@@ -129,6 +131,7 @@ type Reactor struct {
 	wakeBytes [8]byte
 	wakesOwed uint64 // wake-ups that were claimed and not yet read from wakeFD
 	now       int64
+	recent    int64 // the last reading of the clock by Tick
 	reserved  int
 	inflight  int
 	commands  int // OpCommands in flight, which are not in inflight
@@ -159,6 +162,9 @@ type Deferred struct {
 // does, the reactor does not sleep.
 type Poller struct{ Poll func() bool }
 
+// ioDepthLimit is the most that a reactor reserves: 16 bytes each are made at once.
+const ioDepthLimit = 1 << 16
+
 // Start makes the thread, the ring and the memory of a reactor.
 func Start(c Config) (*Reactor, error) {
 	c.setDefaults()
@@ -168,10 +174,10 @@ func Start(c Config) (*Reactor, error) {
 		start:    time.Now(),
 		done:     make(chan struct{}),
 		mailbox:  ring.NewMPSC[Task](mailboxCapacity),
-		finished: ring.NewMPSC[*IO](1 << 15),
+		finished: ring.NewMPSC[*IO](ioDepthLimit),
 	}
-	if c.IODepthMax > 1<<15 {
-		return nil, fmt.Errorf("reactor %s: depth %d: at most %d", c.Name, c.IODepthMax, 1<<15)
+	if c.IODepthMax > ioDepthLimit {
+		return nil, fmt.Errorf("reactor %s: depth %d: at most %d", c.Name, c.IODepthMax, ioDepthLimit)
 	}
 	switch c.Engine {
 	case EngineAuto, EngineRing, EngineEpoll:
@@ -348,9 +354,10 @@ func (r *Reactor) runDeferred() (found bool) {
 
 // rest spins, then sleeps, until something arrives. Nothing is deferred.
 func (r *Reactor) rest(now int64) {
+	r.idle.observed = r.observed.Load()
 	budget := r.idle.budget(r.inflight > 0)
 	r.stats.spinBudget.Store(budget)
-	r.stats.service.Store(r.idle.service)
+	r.stats.service.Store(r.idle.serviceTime())
 	if budget > 0 {
 		end := now + budget
 		for {
@@ -388,6 +395,7 @@ func (r *Reactor) rest(now int64) {
 		r.awake()
 		return
 	}
+	r.stats.sleepBegins(now)
 	nap := r.idle.nap()
 	if nap > 0 && (timeout < 0 || timeout > nap) {
 		if r.engine.wait(nap) == 0 && r.now-now >= nap {
@@ -397,10 +405,8 @@ func (r *Reactor) rest(now int64) {
 		r.engine.wait(timeout)
 	}
 	r.awake()
-	t := r.clock()
+	t := r.stats.sleepEnds(r.clock)
 	r.idle.slept(t - now)
-	r.stats.slept.Add(uint64(t - now))
-	r.stats.sleeps.Add(1)
 	r.now = t
 	r.runDeferred()
 }
@@ -446,6 +452,25 @@ func (r *Reactor) Now() int64 { return r.now }
 // Clock is the present time on the same scale as Now, at the cost of reading
 // the clock. Any goroutine.
 func (r *Reactor) Clock() int64 { return r.clock() }
+
+// Tick reads the clock, on the same scale as Now, and has Recent return that until
+// the next reading. Reactor only.
+func (r *Reactor) Tick() int64 {
+	r.recent = r.clock()
+	return r.recent
+}
+
+// Recent is the last reading of the clock, by Tick or by the loop: for those whom a
+// time of some microseconds ago serves, at no cost. Reactor only.
+func (r *Reactor) Recent() int64 { return max(r.recent, r.now) }
+
+// ObserveService has the idle policy use d as the service time of the device, as
+// measured by someone who sees more of it than the reactor does; 0: what the reactor
+// learns itself. Any goroutine.
+func (r *Reactor) ObserveService(d time.Duration) { r.observed.Store(int64(max(d, 0))) }
+
+// CPU is the CPU the thread is pinned to, if it is. Any goroutine.
+func (r *Reactor) CPU() (cpu int, pinned bool) { return r.config.CPU - 1, r.config.CPU > 0 }
 
 // Name is the name it was started with.
 func (r *Reactor) Name() string { return r.config.Name }
