@@ -25,8 +25,10 @@ type Pool interface {
 	Resize(volume string, size uint64) error
 	DeleteVolume(volume string, cascade bool) (pool.Job, error)
 	SetLabels(volume string, labels map[string]string) error
+	SetLimits(volume string, l pool.Limits) error
 
 	CreateSnapshot(volume, name string, labels map[string]string) (pool.SnapshotInfo, error)
+	CreateSnapshotGroup(name string, volumes []string, labels map[string]string) ([]pool.SnapshotInfo, error)
 	Snapshots(volume string) ([]pool.SnapshotInfo, error)
 	DeleteSnapshot(volume, name string) (pool.Job, error)
 	Revert(volume, snapshot string) error

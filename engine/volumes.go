@@ -269,6 +269,11 @@ func (e *Engine) SetLabels(ref string, labels map[string]string) error {
 	return e.with(ref, func(p Pool, volume string) error { return p.SetLabels(volume, labels) })
 }
 
+// SetLimits changes how much a volume may do.
+func (e *Engine) SetLimits(ref string, l pool.Limits) error {
+	return e.with(ref, func(p Pool, volume string) error { return p.SetLimits(volume, l) })
+}
+
 // CreateSnapshot keeps a volume as it is now.
 func (e *Engine) CreateSnapshot(ref, name string, labels map[string]string) (s pool.SnapshotInfo, err error) {
 	if err := ValidateName("snapshot", name); err != nil {
@@ -276,6 +281,39 @@ func (e *Engine) CreateSnapshot(ref, name string, labels map[string]string) (s p
 	}
 	err = e.with(ref, func(p Pool, volume string) error { s, err = p.CreateSnapshot(volume, name, labels); return err })
 	return s, err
+}
+
+// CreateSnapshotGroup keeps several volumes of one pool as they are at one point in
+// the order of the writes of all of them.
+func (e *Engine) CreateSnapshotGroup(name string, refs []string, labels map[string]string) ([]SnapshotInfo, error) {
+	if err := ValidateName("snapshot", name); err != nil {
+		return nil, err
+	}
+	if len(refs) == 0 {
+		return nil, fmt.Errorf("snapshot %s: of no volume: %w", name, pool.ErrInvalid)
+	}
+	var first lease
+	var volumes []string
+	for i, ref := range refs {
+		l, volume, err := e.lookup(ref)
+		if err != nil {
+			return nil, err
+		}
+		defer l.done()
+		if i == 0 {
+			first = l
+		}
+		if l.entry != first.entry {
+			return nil, fmt.Errorf("snapshot %s: volume %s is in pool %s, and %s in %s: a group is in one pool: %w", name, volumes[0], first.name, volume, l.name, pool.ErrInvalid)
+		}
+		volumes = append(volumes, volume)
+	}
+	infos, err := first.pool.CreateSnapshotGroup(name, volumes, labels)
+	var list []SnapshotInfo
+	for _, s := range infos {
+		list = append(list, SnapshotInfo{first.name, s})
+	}
+	return list, err
 }
 
 // SnapshotInfo is a snapshot with the pool it is in.

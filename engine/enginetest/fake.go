@@ -321,7 +321,7 @@ func (p *Pool) makeLocked(s pool.VolumeSpec, parent string) (*volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &volume{store: store, info: pool.VolumeInfo{Name: s.Name, UUID: uuid.New(), Pool: p.label.Name, Size: s.Size, Thick: s.Thick, Labels: s.Labels, Created: time.Unix(1700000001, 0).UTC(), Parent: parent, Depth: 1}}
+	v := &volume{store: store, info: pool.VolumeInfo{Name: s.Name, UUID: uuid.New(), Pool: p.label.Name, Size: s.Size, Thick: s.Thick, Labels: s.Labels, Limits: s.Limits, Created: time.Unix(1700000001, 0).UTC(), Parent: parent, Depth: 1}}
 	p.volumes[s.Name] = v
 	return v, nil
 }
@@ -471,10 +471,51 @@ func (p *Pool) SetLabels(volume string, labels map[string]string) error {
 	return err
 }
 
+// SetLimits implements engine.Pool.
+func (p *Pool) SetLimits(volume string, l pool.Limits) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	v, err := p.volumeLocked(volume)
+	if err == nil {
+		v.info.Limits = l
+	}
+	return err
+}
+
+// CreateSnapshotGroup implements engine.Pool.
+func (p *Pool) CreateSnapshotGroup(name string, volumes []string, labels map[string]string) ([]pool.SnapshotInfo, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, volume := range volumes {
+		v, old, err := p.snapshotLocked(volume, name)
+		switch {
+		case v == nil:
+			return nil, err
+		case old != nil:
+			return nil, fmt.Errorf("snapshot %s@%s: %w", volume, name, pool.ErrExists)
+		case slices.Contains(volumes[:i], volume):
+			return nil, fmt.Errorf("snapshot %s: volume %s is named twice: %w", name, volume, pool.ErrInvalid)
+		}
+	}
+	var infos []pool.SnapshotInfo
+	for _, volume := range volumes {
+		s, err := p.createSnapshotLocked(volume, name, labels)
+		if err != nil {
+			return nil, err
+		}
+		infos = append(infos, s)
+	}
+	return infos, nil
+}
+
 // CreateSnapshot implements engine.Pool.
 func (p *Pool) CreateSnapshot(volume, name string, labels map[string]string) (pool.SnapshotInfo, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.createSnapshotLocked(volume, name, labels)
+}
+
+func (p *Pool) createSnapshotLocked(volume, name string, labels map[string]string) (pool.SnapshotInfo, error) {
 	v, old, err := p.snapshotLocked(volume, name)
 	switch {
 	case v == nil:

@@ -19,6 +19,7 @@ type allocator struct {
 	grace    uint64 // freed, but not yet for reuse; not in free
 	reserved uint64 // promised to thick volumes
 	reserve  uint64 // kept for metadata
+	forming  uint64 // taken for metadata, and counted in reserve or owed still
 
 	// owed counts pages of metadata that are in memory and have no place on a disk
 	// yet. The next checkpoint takes clusters for them, which nobody else may.
@@ -34,7 +35,7 @@ func (a *allocator) owedClusters(n int64) uint64 {
 func (a *allocator) roomForPages(n int64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.free >= a.reserved+a.owedClusters(n)
+	return a.free+a.forming >= a.reserved+a.owedClusters(n)
 }
 
 // zoneAlloc is the free map of one zone: a set bit is in use.
@@ -113,7 +114,7 @@ func (a *allocator) take(c claim, zoneClusters uint32) (cluster uint32, ok bool)
 	defer a.mu.Unlock()
 	switch c {
 	case claimData:
-		if a.free <= a.reserved+a.reserve+a.owedClusters(1) {
+		if a.free+a.forming <= a.reserved+a.reserve+a.owedClusters(1) {
 			return 0, false
 		}
 	case claimReserved:
@@ -129,8 +130,11 @@ func (a *allocator) take(c claim, zoneClusters uint32) (cluster uint32, ok bool)
 		}
 		cluster, ok = a.takeFrom(d, zoneClusters)
 		if ok {
-			if c == claimReserved {
+			switch c {
+			case claimReserved:
 				a.reserved--
+			case claimMeta:
+				a.forming++
 			}
 			return cluster, true
 		}
@@ -186,7 +190,7 @@ func (a *allocator) putNow(c uint32, reserved bool, zoneClusters uint32) {
 func (a *allocator) promise(n int64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if n > 0 && a.free+a.grace < a.reserved+a.reserve+uint64(n) {
+	if n > 0 && a.free+a.grace+a.forming < a.reserved+a.reserve+uint64(n) {
 		return false
 	}
 	a.reserved = uint64(int64(a.reserved) + n)

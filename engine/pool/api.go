@@ -176,7 +176,8 @@ type VolumeSpec struct {
 	Name   string
 	Size   uint64            // bytes; a multiple of 4096
 	Thick  bool              // reserve the space now
-	Labels map[string]string // kept with it; up to 2 KiB together
+	Labels map[string]string // kept with it; up to 2 KiB together; no key begins with ashlar.io/
+	Limits Limits
 }
 
 // VolumeInfo describes a volume.
@@ -187,6 +188,7 @@ type VolumeInfo struct {
 	Size      uint64 // bytes
 	Thick     bool
 	Labels    map[string]string
+	Limits    Limits
 	Created   time.Time
 	Parent    string // VOLUME@SNAPSHOT it is a clone of, while that has a name; "" else
 	Snapshots int

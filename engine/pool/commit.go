@@ -450,10 +450,10 @@ func (p *Pool) commitMaps(w *commitWork) error {
 	return nil
 }
 
-// freeze puts head onto a layer that is not written any more. records makes the
+// freeze puts heads onto layers that are not written any more. records makes the
 // records of that, in one chunk; it runs where a transaction does.
 type freeze struct {
-	head    *layer
+	heads   []*layer
 	records func([]byte) []byte
 }
 
@@ -463,7 +463,7 @@ func splitHeads(pages *mapPage, freezes []freeze) (rest, heads *mapPage) {
 		page := pages
 		pages = page.next
 		to := &rest
-		if slices.ContainsFunc(freezes, func(f freeze) bool { return f.head == page.layer }) {
+		if slices.ContainsFunc(freezes, func(f freeze) bool { return slices.Contains(f.heads, page.layer) }) {
 			to = &heads
 		}
 		page.next, *to = *to, page

@@ -76,6 +76,7 @@ func (q *tapQueue) Submit(r *datapath.Request) {
 type session struct {
 	*lab
 	group   *memdisk.Group
+	before  func(*datapath.Request) // of the taps
 	pool    *Pool
 	clients map[string]*client
 }
@@ -84,14 +85,20 @@ type session struct {
 func (l *lab) session(group *memdisk.Group, log string, before func(*datapath.Request)) (*session, error) {
 	var disks []Disk
 	for i, d := range group.Disks() {
-		disks = append(disks, Disk{Path: fmt.Sprintf("mem%d", i), Device: &tap{d, before}})
+		x := Disk{Path: fmt.Sprintf("mem%d", i), Device: &tap{d, before}}
+		if i > 0 {
+			if _, err := Probe(l.r, Disk{Path: x.Path, Device: d}); errors.Is(err, ErrNotPool) {
+				continue // is to be added yet
+			}
+		}
+		disks = append(disks, x)
 	}
 	l.opens++
 	p, err := Open(Config{Disks: disks, Reactor: l.r, Manual: true, Log: quiet(), CrashLog: log})
 	if err != nil {
 		return nil, err
 	}
-	return &session{lab: l, group: group, pool: p, clients: map[string]*client{}}, nil
+	return &session{lab: l, group: group, before: before, pool: p, clients: map[string]*client{}}, nil
 }
 
 func (l *lab) mustSession(group *memdisk.Group, log string) *session {
@@ -759,7 +766,13 @@ const (
 //	r  resize, first into another page of the map
 //	R  revert to the newest snapshot           m  Maintain
 //	k  make regions clean, and nothing else
-const alphabet = "wboufztxsdecDrRmk"
+//	S  snapshot of v and b as a group
+//
+// and these, of which there are too few to be tried everywhere:
+//
+//	T  a thick volume: make, write, trim, snapshot of it, make it larger, delete it
+//	g  grow                                    a  add the disk that is not part of the pool yet
+const alphabet = "wboufztxsdecDrRmkS"
 
 // do does one operation.
 func (m *machine) do(op byte) {
@@ -835,6 +848,28 @@ func (m *machine) do(op byte) {
 			v.snapshots[name] = v.freeze()
 			v.order = append(v.order, name)
 		}, func() error { _, err := m.pool.CreateSnapshot("v", name, nil); return err })
+	case 'S':
+		name, volumes := fmt.Sprintf("g%d", n), []string{"v"}
+		if m.model.volumes["b"] != nil {
+			volumes = append(volumes, "b")
+		}
+		m.catalog(what, func(next *model) {
+			for _, volume := range volumes {
+				v := next.volumes[volume]
+				v.flushed()
+				v.snapshots[name] = v.freeze()
+				v.order = append(v.order, name)
+			}
+		}, func() error { _, err := m.pool.CreateSnapshotGroup(name, volumes, nil); return err })
+	case 'T':
+		m.thick(what, n)
+	case 'g':
+		m.catalog(what, func(*model) {}, m.pool.Grow)
+	case 'a':
+		m.catalog(what, func(*model) {}, func() error {
+			i := len(m.pool.disks)
+			return m.pool.AddDisk(Disk{Path: fmt.Sprintf("mem%d", i), Device: &tap{m.group.Disk(i), m.before}})
+		})
 	case 'd', 'e':
 		name := newest(v)
 		if op == 'd' && name != "" {
@@ -911,6 +946,37 @@ func (m *machine) do(op byte) {
 		m.after(what)
 	default:
 		m.Fatalf("no operation %q", op)
+	}
+}
+
+// thick does the next operation on the thick volume.
+func (m *machine) thick(what string, n int) {
+	m.Helper()
+	const size = 3 * clusterSize
+	switch n % 6 {
+	case 0:
+		m.catalog(what, func(next *model) { next.volumes["thick"] = newModelVolume(size) },
+			func() error {
+				_, err := m.pool.CreateVolume(VolumeSpec{Name: "thick", Size: size, Thick: true})
+				return err
+			})
+	case 1:
+		m.change(what, "thick", datapath.Request{Op: datapath.OpWrite, Offset: clusterSize, Length: clusterSize + blockSize, Flags: datapath.FlagFUA})
+	case 2:
+		m.change(what, "thick", datapath.Request{Op: datapath.OpDiscard, Offset: clusterSize, Length: clusterSize})
+	case 3:
+		m.catalog(what, func(next *model) {
+			v := next.volumes["thick"]
+			v.flushed()
+			v.snapshots["t"] = v.freeze()
+			v.order = append(v.order, "t")
+		}, func() error { _, err := m.pool.CreateSnapshot("thick", "t", nil); return err })
+	case 4:
+		m.catalog(what, func(next *model) { next.volumes["thick"].size = 2 * size }, func() error { return m.pool.Resize("thick", 2*size) })
+	case 5:
+		m.closeClients()
+		m.catalog(what, func(next *model) { delete(next.volumes, "thick") },
+			func() error { _, err := m.pool.DeleteVolume("thick", true); return err })
 	}
 }
 
@@ -1173,8 +1239,14 @@ func (l *lab) makeBase(name string, disks int, size uint64, ops string, prepare 
 		configs = append(configs, memdisk.Config{Size: size})
 	}
 	group := memdisk.NewGroup(configs...)
+	return l.makeBaseOn(name, group, group.Disks(), ops, prepare)
+}
+
+// makeBaseOn makes a base on some of the disks of a group.
+func (l *lab) makeBaseOn(name string, group *memdisk.Group, disks []*memdisk.Disk, ops string, prepare func(m *machine)) base {
+	l.Helper()
 	var list []Disk
-	for i, d := range group.Disks() {
+	for i, d := range disks {
 		list = append(list, Disk{Path: fmt.Sprintf("mem%d", i), Device: d})
 	}
 	if _, err := Format(FormatConfig{Name: "p", Disks: list, Reactor: l.r, JournalBytes: journalMin, ZoneRegions: 1}); err != nil {

@@ -86,6 +86,7 @@ var chosen = []string{
 	"som", "sdm", "swdm", "swsdm", "swswem", "sosodm", "socdm", "scoDm", "scocodDm", "socoedm", "scoDDm",
 	"soRm", "swRfm", "rwm", "rwfm", "rswdm", "mwom", "oum", "xmx", "smRm", "dtm", "etfm", "stdm", "sztdm",
 	"ofk", "ok", "wfk", "ukw", "uu", "wuf",
+	"wS", "Sw", "wbS", "SdmS", "SbSm", "wSDm",
 }
 
 // TestCrashAfterEverySequence crashes at every event of short sequences of operations:

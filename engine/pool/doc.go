@@ -4,8 +4,10 @@
 // A disk is any [datapath.Device], so every device and filter serves as one, and
 // the pool's volumes are devices again.
 //
-// The way of a write: a queue cuts the request into pieces of one cluster (128
-// KiB) each. A piece locks its blocks in a table of words (lock.go), finds the
+// The way of a write: it waits for its turn where the volume has a rate (limit.go),
+// and for overlapping changes that came before (order.go). A queue cuts it into
+// pieces of one cluster (128 KiB) each. A piece locks its blocks in a table of words,
+// in line with others that want them (lock.go), finds the
 // cluster in the map of the volume's head layer or allocates one (alloc.go),
 // enters the cluster's region, which must be marked dirty in the journal
 // (region.go), writes the blocks in place, sets their checksums in memory, and then
@@ -29,6 +31,7 @@
 //  5. A page of metadata on disk is never ahead of the journal, but for blocks
 //     written and flushed.
 //  6. What differs from its checksum is never handed out.
+//  7. Changes of a block are done in the order in which they came to the pool.
 //
 // What it leaves to others: which pools a node has, and under what names their
 // volumes are served (package engine); copies on other nodes (replication).

@@ -741,3 +741,83 @@ func TestMapsOnAMissingDiskAreNotTakenForHoles(t *testing.T) {
 		x.close()
 	}
 }
+
+// TestRecordOfALayerOnAMissingDisk: what stands on the layer is there, and reads of it
+// are right or fail.
+func TestRecordOfALayerOnAMissingDisk(t *testing.T) {
+	x := newPatient(t, 2)
+	x.open()
+	meta := func(disk int) { // the next pages of metadata are to lie on this disk
+		x.pool.pairs = nil
+		x.pool.alloc.next = disk
+	}
+	d := x.volume("w", 8<<20)
+	q := x.port(d)
+	x.must(q, datapath.OpWrite, 0, x.sealed[:1<<20])
+	if _, err := x.pool.CreateSnapshot("w", "s", nil); err != nil {
+		t.Fatal(err)
+	}
+	meta(1)
+	x.pool.applyMu.Lock() // of the layers that are stale, the snapshot alone, with its map
+	old := x.pool.volumes["w"].head.Load().parent.Load()
+	layers, pages := x.pool.staleLayers, x.pool.stale
+	x.pool.staleLayers, x.pool.stale = []*layer{old}, nil
+	x.pool.applyMu.Unlock()
+	for _, l := range layers {
+		l.recChange = l != old
+	}
+	old.recChange = true
+	if err := x.pool.checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	x.pool.applyMu.Lock()
+	for _, l := range layers {
+		if l != old {
+			x.pool.staleLayers = append(x.pool.staleLayers, l)
+		}
+	}
+	x.pool.stale = append(x.pool.stale, pages...)
+	x.pool.applyMu.Unlock()
+	x.must(q, datapath.OpWrite, 4<<20, x.sealed[:64<<10])
+	meta(0)
+	if err := x.pool.checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	if at, _ := x.pool.pairAddress(old.pair); at.index != 1 {
+		t.Fatalf("the record lies on disk %d", at.index)
+	}
+	x.release(d, q)
+	x.close()
+	x.config.Disks, x.config.ReadOnly = x.config.Disks[:1], true
+	if err := x.tryOpen(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := x.pool.Snapshots("w"); err != nil || len(s) != 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	d, err := x.pool.OpenVolume("w")
+	if err != nil {
+		t.Fatal(err)
+	}
+	q = x.port(d)
+	read, failed := 0, 0
+	for at := uint64(0); at < 1<<20; at += blockSize {
+		got := alignedBytes(blockSize)
+		switch s, err := q.one(datapath.OpRead, 0, at, got, blockSize); {
+		case err != nil:
+			t.Fatal(err)
+		case s == datapath.StatusIO:
+			failed++
+		case s != datapath.StatusOK || !bytes.Equal(got, x.sealed[at:at+blockSize]):
+			t.Fatalf("at %d: %v, or wrong data", at, s)
+		default:
+			read++
+		}
+	}
+	if s, err := q.one(datapath.OpRead, 0, 6<<20, alignedBytes(blockSize), blockSize); err != nil || s == datapath.StatusOK && read == 0 {
+		t.Errorf("what the layer may hold reads as zeros: %v, %v", s, err)
+	}
+	t.Logf("%d blocks were read, %d are lost", read, failed)
+	x.release(d, q)
+	x.close()
+}

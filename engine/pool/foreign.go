@@ -37,6 +37,15 @@ var signatures = []signature{
 // foreignBytes is how much of a disk is looked at.
 const foreignBytes = 128 << 10
 
+// Foreign says what a disk looks like that begins with b, in words such as "an XFS
+// file system"; "" when it is zeros, or b too short to tell.
+func Foreign(b []byte) string {
+	if len(b) < foreignBytes {
+		return ""
+	}
+	return foreign(b)
+}
+
 // foreign says what the beginning of a disk, b, looks like; "" when it is zeros.
 func foreign(b []byte) string {
 	for _, s := range signatures {

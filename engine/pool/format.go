@@ -3,7 +3,6 @@ package pool
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"slices"
 	"sort"
 	"time"
@@ -11,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/ashlar-storage/ashlar/datapath"
+	"github.com/ashlar-storage/ashlar/internal/crc32c"
 )
 
 // The numbers of the format. docs/internals/disk-format.md has the tables.
@@ -62,9 +62,7 @@ const (
 
 var le = binary.LittleEndian
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+func checksum(b []byte) uint32 { return crc32c.Checksum(b) }
 
 // superblock is what begins and ends each disk of a pool.
 //
@@ -326,7 +324,7 @@ type pageHeader struct {
 }
 
 func pageChecksum(b []byte) uint32 {
-	return crc32.Update(checksum(b[:60]), castagnoli, b[pageHeaderSize:pageSize])
+	return crc32c.Update(checksum(b[:60]), b[pageHeaderSize:pageSize])
 }
 
 // seal writes the header of the page b, whose body is there.

@@ -3,6 +3,8 @@ package pool
 import (
 	"errors"
 	"fmt"
+
+	"github.com/ashlar-storage/ashlar/datapath/reactor"
 )
 
 // Grow takes into use what the disks have become larger by: the last zone of a
@@ -51,18 +53,16 @@ func (p *Pool) Grow() error {
 }
 
 // AddDisk makes d part of the pool; it must hold nothing (ErrForeign). d belongs to
-// the pool until that is closed, and its opener closes it after.
+// the pool until that is closed, and its opener closes it after. Volumes go on
+// meanwhile.
+//
+// Every queue has a queue of the new disk, and every flush covers it, before the
+// superblocks speak of it; and they do before a cluster on it is given to anybody.
 func (p *Pool) AddDisk(d Disk) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.writable(); err != nil {
 		return err
-	}
-	for _, v := range p.volumes {
-		if v.opens > 0 {
-			// A queue has a queue of every disk from the time it is opened.
-			return fmt.Errorf("pool %s: volume %s is open: disks are added while nobody has a volume open: %w", p.name, v.name, ErrInUse)
-		}
 	}
 	p.checkpointMu.Lock()
 	defer p.checkpointMu.Unlock()
@@ -96,21 +96,46 @@ func (p *Pool) AddDisk(d Disk) error {
 		if err := eraseLabels(x, s.members[x.index].size); err != nil {
 			return err
 		}
-		p.applyMu.Lock() // the committer and others flush all disks
-		p.disks = append(p.disks[:len(p.disks):len(p.disks)], x)
-		p.applyMu.Unlock()
+		before := p.disks
+		all := append(before[:len(before):len(before)], x)
+		if err := p.setMembers(all); err != nil {
+			return errors.Join(err, p.setMembers(before))
+		}
 		if err := p.extend(&s, []segment{added}); err != nil {
-			p.applyMu.Lock()
-			p.disks = p.disks[:len(p.disks)-1]
-			p.applyMu.Unlock()
-			return err
+			return errors.Join(err, p.setMembers(before))
 		}
 		return nil
 	}()
 	if err != nil {
+		p.cleanMu.Lock() // who is at work flushes x still
+		defer p.cleanMu.Unlock()
 		return errors.Join(err, x.close())
 	}
 	return nil
+}
+
+// setMembers changes which disks there are: for all who flush, and for every queue.
+// checkpointMu is held; nothing lies on a disk that comes or goes.
+func (p *Pool) setMembers(disks []*disk) error {
+	p.applyMu.Lock() // the committer and others flush all disks
+	p.disks = disks
+	p.applyMu.Unlock()
+	p.members.Store(&disks)
+	p.queuesMu.Lock()
+	queues := append([]*queue(nil), p.queues...)
+	p.queuesMu.Unlock()
+	var errs []error
+	for _, q := range queues {
+		var err error
+		if q.r.Run(func(*reactor.Reactor) {
+			if !q.closed {
+				err = errors.Join(q.closeDisks(), q.openDisks())
+			}
+		}) == nil { // else the reactor has stopped, and with it the queue
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (s *superblock) copy() superblock {

@@ -110,6 +110,9 @@ func (j *journal) put(p *Pool, b []byte, h groupHeader, advance uint64) error {
 	j.prev.Store(h.crc)
 	j.next.Store(next + advance)
 	j.count.Add(1)
+	if p.pending != nil { // it is when the changes of the last run are committed
+		p.pending.lsn.Store(next + advance)
+	}
 	return nil
 }
 

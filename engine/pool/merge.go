@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"sort"
-	"time"
 
 	"github.com/ashlar-storage/ashlar/datapath"
 )
@@ -178,8 +177,8 @@ func (p *Pool) merge(l, child *layer) error {
 	var moves []move
 	release := func() {
 		for _, m := range moves {
-			if m.locked != nil && m.locked.locks.release(m.v, wholeMask) {
-				m.locked.wakeAll()
+			if m.locked != nil {
+				m.locked.releaseWhole(m.v)
 			}
 		}
 		moves = moves[:0]
@@ -215,22 +214,17 @@ func (p *Pool) merge(l, child *layer) error {
 		}
 		m := move{v: at}
 		if vol := head; live() {
-			if !vol.locks.try(at, wholeMask, false) {
-				if len(moves) > 0 {
-					// What is locked must not wait for what is not.
-					if err := flushBatch(); err != nil {
-						return err
-					}
+			if !vol.locks.try(at, wholeMask) {
+				// What is locked must not wait for what is not.
+				if err := flushBatch(); err != nil {
+					return err
 				}
-				time.Sleep(100 * time.Microsecond)
-				continue
+				vol.locks.waitWhole(at)
 			}
 			m.locked = vol
 			if !live() {
 				// A snapshot was taken in between: the child is frozen now.
-				if vol.locks.release(at, wholeMask) {
-					vol.wakeAll()
-				}
+				vol.releaseWhole(at)
 				continue
 			}
 		}
@@ -275,15 +269,6 @@ func (p *Pool) liveVolume(l *layer) *volume {
 		return nil
 	}
 	return l.vol
-}
-
-// wakeAll has all queues try their parked pieces again. Any goroutine.
-func (v *volume) wakeAll() {
-	for _, q := range *v.queues.Load() {
-		if q.waiting.Load() && q.woken.CompareAndSwap(false, true) {
-			q.r.Post(q)
-		}
-	}
 }
 
 // mergeClusters merges some clusters of l, whose places in child nobody else

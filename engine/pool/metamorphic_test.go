@@ -609,6 +609,29 @@ var worldOps = map[string]func(w *world){
 		v.snaps[name] = v.head
 		v.head = v.head.child()
 	},
+	"group": func(w *world) {
+		var names []string
+		for _, name := range slices.Sorted(maps.Keys(w.volumes)) {
+			if len(w.volumes[name].snaps) < 8 && w.draw(3, "of the group") > 0 {
+				names = append(names, name)
+			}
+		}
+		if len(names) == 0 {
+			return
+		}
+		snapshot := w.name("g")
+		if _, err := w.pool.CreateSnapshotGroup(snapshot, names, nil); err != nil {
+			if errors.Is(err, ErrNoSpace) {
+				return
+			}
+			w.Fatalf("group: %v", err)
+		}
+		for _, name := range names {
+			v := w.volumes[name]
+			v.snaps[snapshot] = v.head
+			v.head = v.head.child()
+		}
+	},
 	"delete snapshot": func(w *world) {
 		v := w.pick()
 		if name := w.pickSnap(v); name != "" {
@@ -717,13 +740,17 @@ var worldOps = map[string]func(w *world){
 		if len(w.extra) == 0 {
 			return
 		}
-		w.closeVolumes()
+		if w.draw(3, "closed") == 0 {
+			w.closeVolumes()
+		}
 		d := w.extra[0]
 		w.extra = w.extra[1:]
 		w.disks = append(w.disks, d)
 		w.check(w.pool.AddDisk(Disk{Path: fmt.Sprintf("mem%d", len(w.disks)-1), Device: d}), "add disk")
 		for _, v := range w.volumes {
-			w.openVolume(v)
+			if v.port == nil {
+				w.openVolume(v)
+			}
 		}
 	},
 	"changes": (*world).changes,
@@ -732,7 +759,7 @@ var worldOps = map[string]func(w *world){
 }
 
 // worldWeights make a run mostly of changes.
-var worldWeights = map[string]int{"write": 30, "fill": 3, "together": 6, "zero": 8, "discard": 8, "read": 6, "flush": 4, "create": 5, "snapshot": 10, "delete snapshot": 8,
+var worldWeights = map[string]int{"write": 30, "fill": 3, "together": 6, "zero": 8, "discard": 8, "read": 6, "flush": 4, "create": 5, "snapshot": 8, "group": 3, "delete snapshot": 8,
 	"clone": 5, "revert": 3, "resize": 3, "delete volume": 3, "maintain": 5, "checkpoint": 4, "clean": 3, "forget": 3, "scrub": 2, "reopen": 3, "die": 4,
 	"power": 4, "grow": 1, "add disk": 1, "changes": 5, "extents": 5, "space": 2}
 

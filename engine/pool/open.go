@@ -30,7 +30,7 @@ func Open(c Config) (*Pool, error) {
 	if c.ScrubRate == 0 {
 		c.ScrubRate = 64 << 20
 	}
-	p := &Pool{config: c, log: c.Log, r: c.Reactor, layers: map[uint32]*layer{}, volumes: map[string]*volume{},
+	p := &Pool{config: c, log: c.Log, start: time.Now(), r: c.Reactor, layers: map[uint32]*layer{}, volumes: map[string]*volume{},
 		snapshots: map[uuid.UUID]*snapshotSet{}, dirty: map[uint32]*dirtyRegion{},
 		kick: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopping: make(chan struct{})}
 	p.epoch.Store(2)
@@ -74,6 +74,8 @@ func (p *Pool) open() error {
 			}
 		}
 	}
+	disks := p.disks
+	p.members.Store(&disks)
 	p.zoneClusters = super.zoneClusters()
 	p.addZones(super, super.segments)
 	if err := p.loadZones(); err != nil {
@@ -87,6 +89,9 @@ func (p *Pool) open() error {
 	pending, groups, err := p.journal.replay(p, super, p.replayRecord)
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", p.name, err)
+	}
+	if err := p.replaceLost(); err != nil {
+		return err
 	}
 	if err := p.dropOrphans(); err != nil {
 		return err
@@ -176,6 +181,7 @@ func (p *Pool) findDisks() (super *superblock, repaired bool, err error) {
 	}
 	var all []found
 	var seen []*disk
+	var unread []error // labels
 	fail := func(err error) (*superblock, bool, error) {
 		for _, d := range seen {
 			err = errors.Join(err, d.close())
@@ -189,12 +195,19 @@ func (p *Pool) findDisks() (super *superblock, repaired bool, err error) {
 		}
 		seen = append(seen, x)
 		s, damaged, err := readLabel(x)
+		if errors.Is(err, ErrCorrupt) && len(p.config.Disks) > 1 {
+			unread = append(unread, err) // of a disk that was about to become a member, perhaps
+			continue
+		}
 		if err != nil {
 			return fail(err)
 		}
 		repaired = repaired || damaged
 		p.staleLabels = p.staleLabels || damaged && s.index > 0
 		all = append(all, found{x, s})
+	}
+	if len(all) == 0 && len(unread) > 0 {
+		return fail(errors.Join(unread...))
 	}
 	if len(all) == 0 {
 		return fail(fmt.Errorf("no disks were given: %w", ErrNotPool))
@@ -237,6 +250,10 @@ func (p *Pool) findDisks() (super *superblock, repaired bool, err error) {
 		if p.disks[i] == nil {
 			missing.Missing = append(missing.Missing, Member{Index: i, UUID: m.id, Size: m.size, Hint: m.hint})
 		}
+	}
+	if len(missing.Missing) > 0 && len(unread) > 0 && !p.config.ReadOnly {
+		p.disks = nil
+		return fail(errors.Join(append(unread, missing)...))
 	}
 	var left []*disk
 	for _, d := range seen {
@@ -282,7 +299,8 @@ func (p *Pool) addZones(s *superblock, segments []segment) {
 	p.setReserve()
 }
 
-// setReserve keeps 2 % of the clusters for metadata, less what metadata has.
+// setReserve keeps 2 % of the clusters for metadata, less what metadata has. By now
+// that has all that was taken for it.
 func (p *Pool) setReserve() {
 	p.alloc.mu.Lock()
 	defer p.alloc.mu.Unlock()
@@ -291,7 +309,7 @@ func (p *Pool) setReserve() {
 		total += uint64(p.alloc.zones[i].count)
 	}
 	keep := max(total/50, 1)
-	p.alloc.reserve = keep - min(keep, uint64(p.metaCount.Load()))
+	p.alloc.reserve, p.alloc.forming = keep-min(keep, uint64(p.metaCount.Load())), 0
 }
 
 // loadZones reads the zone pages.
@@ -468,6 +486,28 @@ func (p *Pool) adopt(l *layer) error {
 	for _, m := range p.orphans[l.id] {
 		if int(m.index) < len(table) {
 			return fmt.Errorf("pool %s: map page %d of layer %d is there twice: %w", p.name, m.index, l.id, ErrCorrupt)
+		}
+	}
+	return nil
+}
+
+// replaceLost makes layers in the place of those that others stand on and whose
+// records lie on missing disks. What they are known to hold can be read; what else
+// they may hold is lost (loseMaps). A volume or snapshot that nothing stands on cannot
+// be told from the remains of one that was deleted, and is not there.
+func (p *Pool) replaceLost() error {
+	if !slices.Contains(p.disks, nil) {
+		return nil
+	}
+	for _, id := range slices.Sorted(maps.Keys(p.layers)) {
+		l := p.layers[id]
+		if parent := l.rec.parent; parent != 0 && p.layers[parent] == nil {
+			lost := newLayer(p, layerRecord{id: parent, flags: layerFrozen | layerHidden, size: l.rec.size, volume: l.rec.volume})
+			p.layers[parent] = lost
+			if err := p.adopt(lost); err != nil {
+				return err
+			}
+			p.log.Warn("the record of a layer lies on a missing disk", "pool", p.name, "layer", parent, "below", l.rec.name)
 		}
 	}
 	return nil

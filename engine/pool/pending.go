@@ -23,6 +23,7 @@ import (
 type pendingLog struct {
 	file   *os.File
 	memory []byte
+	lsn    *atomic.Uint64  // up to which the journal has been written
 	slots  []atomic.Uint64 // pendingWords each
 }
 
@@ -30,6 +31,7 @@ const (
 	pendingSlots  = 1 << 16 // 2 MiB; a commit is asked for when half of them are taken
 	pendingWords  = 4
 	pendingHeader = 4096
+	pendingLSN    = 104 // offset in the header
 	pendingMagic  = "ASHLARPENDING\x00\x00\x01"
 )
 
@@ -72,8 +74,17 @@ func readPending(path string, p *Pool, epoch uint32, settled uint64) ([]pendingR
 	if err != nil {
 		return nil, err
 	}
+	if len(b) < pendingHeader {
+		return nil, nil // was being made
+	}
+	lsn := le.Uint64(b[pendingLSN:])
+	le.PutUint64(b[pendingLSN:], 0)
 	if len(b) != pendingHeader+8*pendingWords*pendingSlots || !bytes.Equal(b[:pendingHeader], pendingHead(p, epoch)) {
 		return nil, nil // of another pool, boot or run
+	}
+	if end := p.journal.next.Load(); lsn > end {
+		// Without this file it would be taken for a torn tail: nothing comes after it.
+		return nil, fmt.Errorf("%s: the journal ends at LSN %d, but had been written up to %d: its last groups are damaged, or the disks are older than this file (remove the file to open the pool without them): %w", path, end, lsn, ErrCorrupt)
 	}
 	var records []pendingRecord
 	for i := range pendingSlots {
@@ -131,6 +142,8 @@ func openPending(path string, p *Pool, epoch uint32) (*pendingLog, error) {
 			return nil, fmt.Errorf("pending changes: %s: %w", path, err)
 		}
 	}
+	l.lsn = &words(l.memory[pendingLSN : pendingLSN+8])[0]
+	l.lsn.Store(p.journal.next.Load())
 	l.slots = words(l.memory[pendingHeader:])
 	return l, nil
 }
@@ -227,7 +240,7 @@ func (p *Pool) replayFreeze(id uint32, old *layer) bool {
 	old.children = 1
 	p.layers[id] = head
 	p.nextLayer.Store(max(p.nextLayer.Load(), id+1))
-	p.freezes = append(p.freezes, freeze{head, func(b []byte) []byte {
+	p.freezes = append(p.freezes, freeze{[]*layer{head}, func(b []byte) []byte {
 		p.storeRecord(old)
 		p.storeRecord(head)
 		return appendLayerRecord(appendLayerRecord(b, &old.rec), &head.rec)

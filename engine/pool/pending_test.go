@@ -2,8 +2,10 @@ package pool
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -89,5 +91,64 @@ func TestKillWhileASnapshotBegins(t *testing.T) {
 			t.Error(err)
 		}
 		g.close()
+	}
+}
+
+// TestDamageOfTheLastGroupIsToldFromATornTail: the crash log knows how far the journal
+// had been written. After a loss of power nothing does.
+func TestDamageOfTheLastGroupIsToldFromATornTail(t *testing.T) {
+	m := memory(16 << 20)
+	g := newRig(t, 2, m)
+	g.config.CrashLog = filepath.Join(t.TempDir(), "pending")
+	p := g.open()
+	d := g.volume("v", 1<<20)
+	last := p.journal.offset + p.journal.next.Load()%p.journal.blocks*pageSize
+	if err := p.SetLabels("v", map[string]string{"a": "b"}); err != nil {
+		t.Fatal(err)
+	}
+	p.fail(errors.New("killed by the test"))
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	_ = p.Close() // has failed
+	m.CrashKeep()
+	open := func(change func(log []byte) []byte, damage bool) error {
+		t.Helper()
+		disk := m.Clone()
+		if damage {
+			disk.Corrupt(last, pageSize, 1)
+		}
+		log, err := os.ReadFile(g.config.CrashLog)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := g.config
+		c.Disks = []Disk{{Path: "mem0", Device: disk}}
+		c.CrashLog = filepath.Join(t.TempDir(), "copy")
+		if err := os.WriteFile(c.CrashLog, change(log), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p, err := Open(c)
+		if err == nil {
+			err = p.Close()
+		}
+		return err
+	}
+	same := func(log []byte) []byte { return log }
+	if err := open(same, false); err != nil {
+		t.Errorf("nothing is damaged: %v", err)
+	}
+	if err := open(same, true); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "remove the file") {
+		t.Errorf("the last group is damaged: %v", err)
+	}
+	for name, change := range map[string]func([]byte) []byte{
+		"of another boot":    func(log []byte) []byte { log[50] ^= 1; return log },
+		"that does not say":  func(log []byte) []byte { clear(log[pendingLSN : pendingLSN+8]); return log },
+		"that was cut short": func(log []byte) []byte { return log[:100] },
+		"that is empty":      func(log []byte) []byte { return nil },
+	} {
+		if err := open(change, true); err != nil {
+			t.Errorf("a crash log %s: %v", name, err)
+		}
 	}
 }

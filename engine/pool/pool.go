@@ -21,10 +21,12 @@ type Pool struct {
 	id      uuid.UUID
 	name    string
 	created int64
+	start   time.Time // origin of the clock of turns
 	config  Config
 	log     *slog.Logger
 	r       *reactor.Reactor
-	disks   []*disk // by index; nil: missing
+	disks   []*disk                 // by index; nil: missing; replaced with checkpointMu and applyMu
+	members atomic.Pointer[[]*disk] // disks as queues see them: a disk is in here before anything lies on it
 
 	zoneClusters uint32 // immutable
 	zones        atomic.Pointer[[]*zone]

@@ -15,11 +15,11 @@ const (
 	// extraPieces bounds how many pieces a queue's requests may have under way beyond
 	// one each.
 	extraPieces = 64
-	bounceCount = 16 // requests of part of a block, served at once
+	bounceCount = 16 // reads, and changes, of part of a block, served at once
 	loaderCount = 16 // checksum pages read at once
 	readMax     = 1 << 20
 
-	bounceMemory = bounceCount * blockSize
+	bounceMemory = 2 * bounceCount * blockSize
 	loaderMemory = loaderCount * pairSize
 )
 
@@ -34,7 +34,7 @@ type queue struct {
 	v     *volume          // immutable
 	p     *Pool            // immutable
 	r     *reactor.Reactor // immutable
-	lower []datapath.Queue // by disk; nil: missing; immutable
+	lower []datapath.Queue // by disk; nil: missing; owned by the reactor
 
 	// active counts the requests under way by the parity of the epoch they began in.
 	active [2]atomic.Int64 // written by the reactor, read by Pool.reclaim
@@ -45,23 +45,26 @@ type queue struct {
 	free       []*piece
 	memory     []byte
 	zeros      []byte
-	bounces    [][]byte
-	waitBounce []*piece
+	reads      bounces // for reads, which may wait for blocks while they have one
+	patches    bounces // for changes, which have their blocks before
 	loaders    [][]byte
 	waitLoader []*piece
 
-	parked     []*piece // wait for blocks
-	retrying   []*piece
-	retryLater reactor.Deferred
-	wakeLater  reactor.Deferred
-	waiting    atomic.Bool // parked may not be empty
-	woken      atomic.Bool // a message to retry is on its way
+	throttle
+	goOn      reactor.Deferred // takeTurns
+	wakeLater reactor.Deferred // wakeOthers
+
+	// What waited and may go on; added to by any thread.
+	served handover[lockWait, *lockWait]
+	turns  handover[slot, *slot]
+	woken  atomic.Bool // a message to look at them is on its way
 
 	paused    bool
-	held      []*slot // changes that wait for the end of a pause
+	held      []*slot // changes that wait for the end of a pause; each has its place in the order
 	modifying int     // changes under way
 	drained   func()  // called once when it is 0
 
+	closed      bool
 	submitting  bool
 	completions datapath.Completions
 	continuing  []*slot // have more to do, in another turn
@@ -85,6 +88,9 @@ type slot struct {
 	advancing bool
 	waits     bool // for a message
 	flushed   bool // the disks have been flushed for it
+	atDisk    int  // pieces whose data a disk has, where the request is timed
+	place     orderPlace
+	behind    *slot // link in lists of those whose turn has come
 	err       error
 }
 
@@ -120,7 +126,7 @@ type piece struct {
 
 	mask    uint32 // blocks to lock
 	locked  bool
-	parked  bool
+	turn    lockWait
 	spaced  int // how often it has waited for space
 	rests   bool
 	region  *region
@@ -135,20 +141,24 @@ func (v *volume) openQueue(r *reactor.Reactor, depth int) (*queue, error) {
 		return nil, fmt.Errorf("volume %s: queue depth %d: must be at least 1", v.name, depth)
 	}
 	pieces := depth + min(depth, extraPieces)
-	q := &queue{v: v, p: p, r: r, lower: make([]datapath.Queue, len(p.disks)), slots: make([]slot, depth), pieces: make([]piece, pieces),
-		free: make([]*piece, 0, pieces), waitBounce: make([]*piece, 0, pieces), waitLoader: make([]*piece, 0, pieces),
-		parked: make([]*piece, 0, pieces), retrying: make([]*piece, 0, pieces), held: make([]*slot, 0, depth), continuing: make([]*slot, 0, depth), continued: make([]*slot, 0, depth)}
-	q.retryLater.Func, q.wakeLater.Func = q.retryLocks, q.wakeWaiters
+	q := &queue{v: v, p: p, r: r, slots: make([]slot, depth), pieces: make([]piece, pieces),
+		free: make([]*piece, 0, pieces), waitLoader: make([]*piece, 0, pieces),
+		held: make([]*slot, 0, depth), continuing: make([]*slot, 0, depth), continued: make([]*slot, 0, depth)}
+	q.goOn.Func, q.wakeLater.Func = q.takeTurns, q.wakeOthers
 	q.nextTurn.q = q
+	q.throttle.waiting, q.throttle.timer.Func = make([]*slot, depth), q.releaseThrottled
 	q.completions.Init(r, depth)
 	var err error
 	if q.memory, err = unix.Mmap(-1, 0, bounceMemory+loaderMemory+clusterSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE); err != nil {
 		return nil, fmt.Errorf("volume %s: buffers: %w", v.name, err)
 	}
 	m := q.memory
-	for range bounceCount {
-		q.bounces = append(q.bounces, m[:blockSize:blockSize])
-		m = m[blockSize:]
+	for _, b := range []*bounces{&q.reads, &q.patches} {
+		b.waiting = make([]*piece, 0, pieces)
+		for range bounceCount {
+			b.free = append(b.free, m[:blockSize:blockSize])
+			m = m[blockSize:]
+		}
 	}
 	for range loaderCount {
 		q.loaders = append(q.loaders, m[:pairSize:pairSize])
@@ -167,23 +177,53 @@ func (v *volume) openQueue(r *reactor.Reactor, depth int) (*queue, error) {
 			q.free = append(q.free, c)
 		}
 	}
-	for i, d := range p.disks {
-		if d == nil {
-			continue
-		}
-		if q.lower[i], err = d.dev.OpenQueue(r, pieces); err != nil {
-			return nil, errors.Join(fmt.Errorf("volume %s: %s: %w", v.name, d.path, err), q.release())
-		}
+	if err := q.openDisks(); err != nil {
+		return nil, errors.Join(err, q.release())
 	}
 	v.addQueue(q)
 	p.addQueue(q)
+	// A disk may have been added in between; one that is added from here on finds q.
+	if err := q.openDisks(); err != nil {
+		return nil, errors.Join(err, q.Close())
+	}
 	return q, nil
+}
+
+// openDisks opens queues of the disks that q has none of. Reactor.
+func (q *queue) openDisks() error {
+	all := *q.p.members.Load()
+	for len(q.lower) < len(all) {
+		d := all[len(q.lower)]
+		if d == nil {
+			q.lower = append(q.lower, nil)
+			continue
+		}
+		l, err := d.dev.OpenQueue(q.r, len(q.pieces))
+		if err != nil {
+			return fmt.Errorf("volume %s: %s: %w", q.v.name, d.path, err)
+		}
+		q.lower = append(q.lower, l)
+	}
+	return nil
+}
+
+// closeDisks closes the queues of disks that are members no more. Nothing lies on
+// them. Reactor.
+func (q *queue) closeDisks() error {
+	var errs []error
+	for n := len(*q.p.members.Load()); len(q.lower) > n; q.lower = q.lower[:len(q.lower)-1] {
+		errs = append(errs, q.lower[len(q.lower)-1].Close())
+	}
+	return errors.Join(errs...)
 }
 
 // Close implements [datapath.Queue].
 func (q *queue) Close() error {
 	q.p.removeQueue(q)
 	q.v.removeQueue(q)
+	q.throttle.closed = true
+	q.closed = true
+	q.r.Disarm(&q.throttle.timer)
 	return q.release()
 }
 
@@ -203,8 +243,19 @@ func (q *queue) Submit(r *datapath.Request) {
 	s.r, s.next, s.end, s.pieces, s.status, s.commit, s.flushed, s.err = r, r.Offset, r.Offset+r.Length, 0, datapath.StatusOK, false, false, nil
 	r.Zero = false
 	s.zero = true
+	s.atDisk = 0
 	q.submitting = true
+	if (q.v.rate.Load() != nil || q.throttle.count > 0) && q.throttled(s) {
+		q.submitting = false
+		return
+	}
+	r.MarkRecent(datapath.StageMetadata, q.r)
 	s.parity = q.enter()
+	if s.end > q.v.size.Load() || s.end < r.Offset {
+		q.refuse(s)
+		q.submitting = false
+		return
+	}
 	if r.Modifies() {
 		q.submitChange(s)
 	} else {
@@ -213,24 +264,17 @@ func (q *queue) Submit(r *datapath.Request) {
 	q.submitting = false
 }
 
-func (q *queue) submitChange(s *slot) {
-	if q.v.readOnly || q.p.config.ReadOnly {
-		s.status = datapath.StatusReadOnly
-	} else if q.p.failure.Load() != nil {
-		s.status = datapath.StatusIO
-	}
-	if s.status != datapath.StatusOK {
+// refuse ends a request that goes past the end of the volume. An export has looked
+// before; this one proves that nothing outside can be touched.
+func (q *queue) refuse(s *slot) {
+	s.status = datapath.StatusInvalid
+	if s.r.Modifies() {
 		q.modifying++
-		s.finish()
-		return
+		if s.r.Op != datapath.OpDiscard {
+			s.status = datapath.StatusNoSpace
+		}
 	}
-	if q.paused {
-		q.active[s.parity].Add(-1) // it has touched nothing, and others may wait for the end of the epoch
-		q.held = append(q.held, s)
-		return
-	}
-	q.modifying++
-	s.advance()
+	s.finish()
 }
 
 // enter counts a request in the present epoch and returns its parity.
@@ -302,6 +346,9 @@ func (s *slot) advance() {
 		}
 	}
 	s.advancing = false
+	if s.place.listed && (s.next >= s.end || s.status != datapath.StatusOK) {
+		s.cameToLocks()
+	}
 	if s.pieces > 0 || s.waits {
 		s.leaveEpoch()
 		return
@@ -320,6 +367,7 @@ func (s *slot) advance() {
 		if s.status == datapath.StatusOK && (s.commit || s.r.Flags&datapath.FlagFUA != 0) && s.unsettled() {
 			s.commit = false
 			s.waits = true
+			s.r.Mark(datapath.StageCommit, s.q.r)
 			s.q.p.askFlush(s)
 			return
 		}
@@ -388,7 +436,7 @@ func (q *queue) takePiece(s *slot) *piece {
 		q.free = q.free[:n]
 	}
 	c.s, c.done, c.tries, c.bounce, c.part, c.loader, c.err = s, 0, 0, nil, nil, nil, nil
-	c.locked, c.parked, c.spaced, c.region, c.inPlace = false, false, 0, nil, false
+	c.locked, c.spaced, c.region, c.inPlace = false, 0, nil, false
 	s.pieces++
 	return c
 }
@@ -401,7 +449,7 @@ func (c *piece) end(status datapath.Status) {
 	}
 	c.unlock()
 	if c.bounce != nil {
-		q.giveBounce(c)
+		c.giveBounce()
 	}
 	c.s = nil
 	if !c.own {
@@ -422,6 +470,24 @@ func (c *piece) submit(op datapath.Op, flags datapath.Flags, d *disk, offset uin
 	}
 	c.req.Op, c.req.Flags, c.req.Offset, c.req.Length, c.req.Buf = op, flags, offset, uint64(len(b)), b
 	c.q.lower[d.index].Submit(&c.req)
+}
+
+// toDisk and fromDisk stand around the requests that carry data, at least one of
+// which makes the stage that of the device; next is the stage after the last.
+func (c *piece) toDisk() {
+	if s := c.s; s.r.Timing != nil {
+		if s.atDisk++; s.atDisk == 1 {
+			s.r.Mark(datapath.StageDevice, c.q.r)
+		}
+	}
+}
+
+func (c *piece) fromDisk(next datapath.Stage) {
+	if s := c.s; s.r.Timing != nil {
+		if s.atDisk--; s.atDisk == 0 {
+			s.r.Mark(next, c.q.r)
+		}
+	}
 }
 
 // later calls then from another turn.
@@ -447,28 +513,43 @@ func (c *piece) RunTask(*reactor.Reactor) {
 // takeBounce gets memory for a part of a block; false: then is called when there
 // is some.
 func (c *piece) takeBounce(then func(*piece)) bool {
-	q := c.q
-	if n := len(q.bounces) - 1; n >= 0 {
-		c.bounce = q.bounces[n]
-		q.bounces = q.bounces[:n]
+	from := c.bounces()
+	if n := len(from.free) - 1; n >= 0 {
+		c.bounce = from.free[n]
+		from.free = from.free[:n]
 		return true
 	}
 	c.then = then
-	q.waitBounce = append(q.waitBounce, c)
+	from.waiting = append(from.waiting, c)
 	c.rest()
 	return false
 }
 
-func (q *queue) giveBounce(c *piece) {
-	b := c.bounce
+// bounces is memory for parts of blocks, and who waits for some.
+type bounces struct {
+	free    [][]byte
+	waiting []*piece
+}
+
+// bounces is where the piece's memory comes from. A read may have to wait for blocks
+// that a change has, and a change that has them for memory: so they share none.
+func (c *piece) bounces() *bounces {
+	if c.s.r.Op == datapath.OpRead {
+		return &c.q.reads
+	}
+	return &c.q.patches
+}
+
+func (c *piece) giveBounce() {
+	to, b := c.bounces(), c.bounce
 	c.bounce = nil
-	if len(q.waitBounce) > 0 {
-		next := takeFirst(&q.waitBounce)
+	if len(to.waiting) > 0 {
+		next := takeFirst(&to.waiting)
 		next.bounce = b
 		next.later(next.then)
 		return
 	}
-	q.bounces = append(q.bounces, b)
+	to.free = append(to.free, b)
 }
 
 func takeFirst[T any](list *[]*T) *T {
@@ -554,21 +635,6 @@ func (q *queue) pause(ack func()) {
 		return
 	}
 	q.drained = ack
-}
-
-// resume lets changes go on. Reactor.
-func (q *queue) resume() {
-	q.paused = false
-	for _, s := range q.held {
-		s.parity = q.enter()
-		q.modifying++
-		if q.p.failure.Load() != nil {
-			s.fail(datapath.StatusIO)
-		}
-		s.advance()
-	}
-	clear(q.held)
-	q.held = q.held[:0]
 }
 
 // nextTurn is the message a queue sends itself.

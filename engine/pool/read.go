@@ -42,6 +42,7 @@ func (s *slot) advanceRead() bool {
 	c.v, c.first, c.count, c.cluster, c.buf = v, b, count, cluster, buf[:n:n]
 	s.next += n
 	d, offset := q.p.address(cluster)
+	c.toDisk()
 	c.submit(datapath.OpRead, 0, d, offset+uint64(b)*blockSize, c.buf, (*piece).readDone)
 	return true
 }
@@ -79,10 +80,12 @@ func (c *piece) startReadPart() {
 		return
 	}
 	d, offset := c.q.p.address(c.cluster)
+	c.toDisk()
 	c.submit(datapath.OpRead, 0, d, offset+uint64(c.first)*blockSize, c.buf, (*piece).readDone)
 }
 
 func (c *piece) readDone() {
+	c.fromDisk(datapath.StageFinish)
 	if c.req.Status != datapath.StatusOK {
 		c.diskFailed("read")
 		c.end(datapath.StatusIO)
@@ -161,10 +164,12 @@ func (c *piece) readAgain() {
 	}
 	c.again = cluster
 	d, offset := c.q.p.address(cluster)
+	c.toDisk()
 	c.submit(datapath.OpRead, 0, d, offset+uint64(c.first)*blockSize, c.buf[:blockSize], (*piece).readAgainDone)
 }
 
 func (c *piece) readAgainDone() {
+	c.fromDisk(datapath.StageFinish)
 	if c.req.Status != datapath.StatusOK {
 		c.diskFailed("read")
 		c.end(datapath.StatusIO)

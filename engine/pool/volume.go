@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/ashlar-storage/ashlar/datapath"
+	"github.com/ashlar-storage/ashlar/datapath/rate"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 )
 
@@ -30,6 +32,8 @@ type volume struct {
 	// allocating counts pieces between taking a cluster and entering it in the map.
 	allocating atomic.Int64
 	locks      blockLocks
+	order      changeOrder
+	rate       atomic.Pointer[rate.Turns] // nil: no limit
 
 	named    atomic.Pointer[[]namedLayer] // snapshots
 	contexts atomic.Pointer[[]string]
@@ -52,6 +56,9 @@ func (p *Pool) newVolume(l *layer, name string, readOnly bool) *volume {
 	v.size.Store(l.rec.size)
 	v.thick.Store(l.rec.flags&layerThick != 0)
 	v.queues.Store(new([]*queue))
+	if !readOnly {
+		v.setRate(l.rec.limits())
+	}
 	v.renameLayers()
 	return v
 }
@@ -83,6 +90,15 @@ func (v *volume) pause() {
 		if !q.r.Post(reactor.TaskFunc(func(*reactor.Reactor) { q.pause(waiting.Done) })) {
 			waiting.Done() // the reactor has stopped, and its queues with it
 		}
+	}
+	waiting.Wait()
+}
+
+// pauseAll pauses several volumes, all of them at once for the time the slowest takes.
+func pauseAll(volumes []*volume) {
+	var waiting sync.WaitGroup
+	for _, v := range volumes {
+		waiting.Go(v.pause) // ends when it is paused
 	}
 	waiting.Wait()
 }
@@ -227,10 +243,11 @@ func (p *Pool) checkSpec(s *VolumeSpec) error {
 	switch {
 	case s.Size == 0 || s.Size%blockSize != 0 || s.Size > volumeSizeMax:
 		return fmt.Errorf("volume %s: size %d: must be a multiple of %d up to %d TiB: %w", s.Name, s.Size, blockSize, uint64(volumeSizeMax)>>40, ErrInvalid)
-	case len(appendLabels(nil, s.Labels)) > labelsMax:
-		return fmt.Errorf("volume %s: labels of more than %d bytes: %w", s.Name, labelsMax, ErrInvalid)
 	case p.volumes[s.Name] != nil:
 		return fmt.Errorf("volume %s: %w", s.Name, ErrExists)
+	}
+	if err := errors.Join(checkLabels("volume "+s.Name, s.Labels), s.Limits.check(s.Name)); err != nil {
+		return err
 	}
 	return p.checkProvision(s.Name, s.Size)
 }
@@ -288,7 +305,7 @@ func (p *Pool) createVolume(s VolumeSpec, parent *layer) (VolumeInfo, error) {
 		return VolumeInfo{}, fmt.Errorf("volume %s: %d bytes cannot be reserved: %w", s.Name, s.Size, ErrNoSpace)
 	}
 	id := uuid.New()
-	l := newLayer(p, layerRecord{id: p.nextLayer.Add(1) - 1, size: s.Size, created: time.Now().UnixNano(), uuid: id, volume: id, name: s.Name, labels: maps.Clone(s.Labels)})
+	l := newLayer(p, layerRecord{id: p.nextLayer.Add(1) - 1, size: s.Size, created: time.Now().UnixNano(), uuid: id, volume: id, name: s.Name, labels: withLimits(s.Labels, s.Limits)})
 	if s.Thick {
 		l.rec.flags |= layerThick
 	}
@@ -342,7 +359,7 @@ func (p *Pool) Volume(name string) (VolumeInfo, error) {
 
 func (p *Pool) volumeInfo(v *volume) VolumeInfo {
 	l := v.head.Load()
-	i := VolumeInfo{Name: v.name, UUID: v.id, Pool: p.name, Size: v.size.Load(), Thick: v.thick.Load(), Labels: maps.Clone(l.rec.labels),
+	i := VolumeInfo{Name: v.name, UUID: v.id, Pool: p.name, Size: v.size.Load(), Thick: v.thick.Load(), Labels: userLabels(l.rec.labels), Limits: l.rec.limits(),
 		Created: time.Unix(0, l.rec.created), Open: v.opens, Allocated: uint64(l.owned.Load()) << clusterShift}
 	if s := p.snapshots[v.id]; s != nil {
 		i.Snapshots = len(s.byName)
@@ -424,12 +441,12 @@ func (p *Pool) SetLabels(name string, labels map[string]string) error {
 	if v == nil {
 		return fmt.Errorf("volume %s: %w", name, ErrNotFound)
 	}
-	if len(appendLabels(nil, labels)) > labelsMax {
-		return fmt.Errorf("volume %s: labels of more than %d bytes: %w", name, labelsMax, ErrInvalid)
+	if err := checkLabels("volume "+name, labels); err != nil {
+		return err
 	}
 	l := v.head.Load()
 	rec := l.rec
-	rec.labels = maps.Clone(labels)
+	rec.labels = withLimits(labels, rec.limits())
 	return p.commitRecord(l, rec)
 }
 
@@ -503,69 +520,133 @@ func (p *Pool) removeLayer(l *layer) {
 // writes, durable when the call returns. Changes are held back while those under
 // way end, and no longer.
 func (p *Pool) CreateSnapshot(name, snapshot string, labels map[string]string) (SnapshotInfo, error) {
-	if err := validName("snapshot", snapshot); err != nil {
+	infos, err := p.CreateSnapshotGroup(snapshot, []string{name}, labels)
+	if err != nil {
 		return SnapshotInfo{}, err
+	}
+	return infos[0], nil
+}
+
+// CreateSnapshotGroup keeps several volumes as they are at one point in the order of
+// the writes of all of them, under one name: all of the snapshots exist then, or
+// none. Else as CreateSnapshot.
+func (p *Pool) CreateSnapshotGroup(snapshot string, volumes []string, labels map[string]string) ([]SnapshotInfo, error) {
+	if err := validName("snapshot", snapshot); err != nil {
+		return nil, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	v := p.volumes[name]
-	if v == nil {
-		return SnapshotInfo{}, fmt.Errorf("volume %s: %w", name, ErrNotFound)
+	all, err := p.checkSnapshots(snapshot, volumes, labels)
+	if err != nil {
+		return nil, err
 	}
-	set := p.snapshotsOf(v.id)
-	if set.byName[snapshot] != nil {
-		return SnapshotInfo{}, fmt.Errorf("snapshot %s@%s: %w", name, snapshot, ErrExists)
-	}
-	if len(appendLabels(nil, labels)) > labelsMax {
-		return SnapshotInfo{}, fmt.Errorf("snapshot %s@%s: labels of more than %d bytes: %w", name, snapshot, labelsMax, ErrInvalid)
-	}
-	if err := p.writable(); err != nil {
-		return SnapshotInfo{}, err
-	}
-	if !p.alloc.roomForPages(1) {
-		return SnapshotInfo{}, fmt.Errorf("snapshot %s@%s: no room for its record: %w", name, snapshot, ErrNoSpace)
-	}
-	if v.thick.Load() {
+	promised := map[*volume]int64{}
+	for _, v := range all {
+		if !v.thick.Load() {
+			continue
+		}
 		// Everything may have to be written once more beside what the snapshot keeps.
 		more := int64(clustersOf(v.size.Load())) - v.reserved.Load()
 		if !p.alloc.promise(more) {
-			return SnapshotInfo{}, fmt.Errorf("snapshot %s@%s: the volume is thick, and %d bytes more cannot be reserved: %w", name, snapshot, more<<clusterShift, ErrNoSpace)
+			for _, n := range promised {
+				p.alloc.promise(-n)
+			}
+			return nil, fmt.Errorf("snapshot %s@%s: the volume is thick, and %d bytes more cannot be reserved: %w", v.name, snapshot, more<<clusterShift, ErrNoSpace)
 		}
-		v.reserved.Add(more)
+		promised[v] = more
+	}
+	for v, n := range promised {
+		v.reserved.Add(n)
 	}
 	now := time.Now().UnixNano()
-	old := v.head.Load()
-	head := newLayer(p, layerRecord{id: p.nextLayer.Add(1) - 1, parent: old.id, flags: old.rec.flags, size: old.rec.size,
-		created: old.rec.created, uuid: v.id, volume: v.id, name: v.name, labels: old.rec.labels})
-	head.setParent(old)
-	head.vol = v
+	olds, heads := make([]*layer, len(all)), make([]*layer, len(all))
+	for i, v := range all {
+		old := v.head.Load()
+		head := newLayer(p, layerRecord{id: p.nextLayer.Add(1) - 1, parent: old.id, flags: old.rec.flags, size: old.rec.size,
+			created: old.rec.created, uuid: v.id, volume: v.id, name: v.name, labels: old.rec.labels})
+		head.setParent(old)
+		head.vol = v
+		olds[i], heads[i] = old, head
+	}
 
-	v.pause()
+	pauseAll(all)
 	p.captureMu.Lock()
-	v.head.Store(head)
-	p.freezes = append(p.freezes, freeze{head, func(b []byte) []byte {
-		old.rec.flags = layerFrozen
-		old.rec.uuid, old.rec.name, old.rec.labels, old.rec.created = uuid.New(), snapshot, maps.Clone(labels), now
-		p.storeRecord(old)
-		p.storeRecord(head)
-		return appendLayerRecord(appendLayerRecord(b, &old.rec), &head.rec)
+	full := false
+	for i, v := range all {
+		v.head.Store(heads[i])
+		full = p.note(heads[i].id, olds[i].id, pendingFreeze, 0) || full
+	}
+	p.freezes = append(p.freezes, freeze{heads, func(b []byte) []byte {
+		for i, old := range olds {
+			old.rec.flags = layerFrozen
+			old.rec.uuid, old.rec.name, old.rec.labels, old.rec.created = uuid.New(), snapshot, maps.Clone(labels), now
+			p.storeRecord(old)
+			p.storeRecord(heads[i])
+			b = appendLayerRecord(appendLayerRecord(b, &old.rec), &heads[i].rec)
+		}
+		return b
 	}})
-	full := p.note(head.id, old.id, pendingFreeze, 0)
 	p.captureMu.Unlock()
 	if full {
-		_ = p.commitAll() // before anything can be written to the new head; commitTxn below tells of a failure
+		_ = p.commitAll() // before anything can be written to the new heads; commitTxn below tells of a failure
 	}
-	v.resume()
+	for _, v := range all {
+		v.resume()
+	}
 
-	old.vol = nil
-	old.children = 1
-	p.layers[head.id] = head
-	if err := p.commitTxn(func(b []byte) []byte { return b }); err != nil {
-		return SnapshotInfo{}, err
+	for i, old := range olds {
+		old.vol = nil
+		old.children = 1
+		p.layers[heads[i].id] = heads[i]
 	}
-	set.byName[snapshot] = old
-	v.renameLayers()
-	return p.snapshotInfo(old, name), nil
+	if err := p.commitTxn(func(b []byte) []byte { return b }); err != nil {
+		return nil, err
+	}
+	infos := make([]SnapshotInfo, len(all))
+	for i, v := range all {
+		p.snapshotsOf(v.id).byName[snapshot] = olds[i]
+		v.renameLayers()
+		infos[i] = p.snapshotInfo(olds[i], v.name)
+	}
+	return infos, nil
+}
+
+// checkSnapshots finds the volumes of a group, and says why it cannot be. mu is held.
+func (p *Pool) checkSnapshots(snapshot string, volumes []string, labels map[string]string) ([]*volume, error) {
+	if len(volumes) == 0 {
+		return nil, fmt.Errorf("snapshot %s: of no volume: %w", snapshot, ErrInvalid)
+	}
+	var all []*volume
+	records := 0 // bytes
+	for _, name := range volumes {
+		v := p.volumes[name]
+		switch {
+		case v == nil:
+			return nil, fmt.Errorf("volume %s: %w", name, ErrNotFound)
+		case slices.Contains(all, v):
+			return nil, fmt.Errorf("snapshot %s: volume %s is named twice: %w", snapshot, name, ErrInvalid)
+		case p.snapshotsOf(v.id).byName[snapshot] != nil:
+			return nil, fmt.Errorf("snapshot %s@%s: %w", name, snapshot, ErrExists)
+		}
+		if err := checkLabels("snapshot "+name+"@"+snapshot, labels); err != nil {
+			return nil, err
+		}
+		all = append(all, v)
+		rec := v.head.Load().rec
+		records += len(appendLayerRecord(nil, &rec))
+		rec.name, rec.labels = snapshot, labels
+		records += len(appendLayerRecord(nil, &rec))
+	}
+	if records > p.journal.chunkMax() {
+		return nil, fmt.Errorf("snapshot %s: %d volumes are more than one step can keep: make groups of fewer: %w", snapshot, len(volumes), ErrInvalid)
+	}
+	if err := p.writable(); err != nil {
+		return nil, err
+	}
+	if !p.alloc.roomForPages(int64(len(all))) {
+		return nil, fmt.Errorf("snapshot %s@%s: no room for its record: %w", volumes[0], snapshot, ErrNoSpace)
+	}
+	return all, nil
 }
 
 // Snapshots describes the snapshots of a volume, oldest first; "" for all volumes.

@@ -35,16 +35,14 @@ func (s *slot) advanceWrite() bool {
 // written, with other changes of it locked out. A nil part is zeros.
 func (c *piece) patchBlock(part []byte, from, length int) {
 	c.count, c.mask, c.part, c.from, c.length = 1, 1<<c.first, part, from, length
-	if c.takeBounce((*piece).patchLocked) {
-		c.patchLocked()
-	}
+	c.patchLocked()
 }
 
 func (c *piece) patchLocked() {
-	c.buf = c.bounce
-	if !c.lock((*piece).patchLocked) {
+	if !c.lock((*piece).patchLocked) || c.bounce == nil && !c.takeBounce((*piece).patchLocked) {
 		return
 	}
+	c.buf = c.bounce
 	cluster, _ := c.q.v.head.Load().locate(c.v, c.first, 1)
 	if cluster == noCluster {
 		clear(c.buf)
@@ -53,10 +51,12 @@ func (c *piece) patchLocked() {
 	}
 	c.again = cluster
 	d, offset := c.q.p.address(cluster)
+	c.toDisk()
 	c.submit(datapath.OpRead, 0, d, offset+uint64(c.first)*blockSize, c.buf, (*piece).patchRead)
 }
 
 func (c *piece) patchRead() {
+	c.fromDisk(datapath.StageMetadata)
 	if c.req.Status != datapath.StatusOK {
 		c.cluster = c.again
 		c.diskFailed("read")
@@ -128,6 +128,13 @@ func (c *piece) place() {
 			}
 			v.allocating.Add(1)
 			n, thick, ok := v.allocate()
+			coming := false
+			if !ok {
+				// What was freed may have become free just after the first look; asked for in
+				// this order, it is not missed.
+				coming = p.alloc.pendingSpace()
+				n, thick, ok = v.allocate()
+			}
 			if !ok {
 				others := v.allocating.Add(-1) > 0
 				if e = entry(slot.Load()); e.cluster() != noCluster {
@@ -137,7 +144,7 @@ func (c *piece) place() {
 					c.later((*piece).place)
 					return
 				}
-				if c.spaced < spaceTries && p.alloc.pendingSpace() {
+				if c.spaced < spaceTries && coming {
 					c.spaced++
 					c.awaitSpace()
 					return
@@ -211,10 +218,16 @@ func (c *piece) send() {
 		flags = datapath.FlagFUA
 	}
 	d, offset := c.q.p.address(c.cluster)
+	c.toDisk()
 	c.submit(datapath.OpWrite, flags, d, offset+uint64(c.first)*blockSize, c.buf, (*piece).sent)
 }
 
 func (c *piece) sent() {
+	next := datapath.StageFinish
+	if s := c.s; s.pieces > 1 || s.next < s.end {
+		next = datapath.StageMetadata
+	}
+	c.fromDisk(next)
 	p := c.q.p
 	if c.req.Status != datapath.StatusOK {
 		c.diskFailed("write")
@@ -406,7 +419,7 @@ func (c *piece) zero() {
 	}
 	unwiden := func() {
 		if whole && c.mask != wholeMask {
-			v.locks.word(c.v).And(^uint64(^c.mask))
+			q.tell(v.locks.release(c.v, ^c.mask))
 		}
 	}
 	if !l.hasPage(c.v) && !p.alloc.roomForPages(1) {
@@ -456,9 +469,6 @@ func (c *piece) zero() {
 		break
 	}
 	unwiden()
-	if whole && c.mask != wholeMask && v.locks.parked.Load() > 0 {
-		q.wakeWaiters()
-	}
 	c.end(datapath.StatusOK)
 }
 
@@ -495,6 +505,7 @@ func (s *slot) flush() {
 		s.finish()
 		return
 	}
+	s.r.Mark(datapath.StageCommit, q.r)
 	if s.unsettled() {
 		s.waits = true
 		p.askFlush(s)
@@ -504,18 +515,19 @@ func (s *slot) flush() {
 		s.finish()
 		return
 	}
-	if len(p.disks) > 1 {
+	disks := *p.members.Load()
+	if len(disks) > 1 {
 		s.waits = true
 		p.askFlush(s) // which flushes them together
 		return
 	}
 	s.flushed = true
-	q.takePiece(s).submit(datapath.OpFlush, 0, p.disks[0], 0, nil, (*piece).flushDone)
+	q.takePiece(s).submit(datapath.OpFlush, 0, disks[0], 0, nil, (*piece).flushDone)
 }
 
 func (c *piece) flushDone() {
 	if c.req.Status != datapath.StatusOK {
-		c.q.p.fail(&DiskError{Path: c.q.p.disks[0].path, Op: "flush", Err: c.req.Status.Err()})
+		c.q.p.fail(&DiskError{Path: (*c.q.p.members.Load())[0].path, Op: "flush", Err: c.req.Status.Err()})
 		c.end(datapath.StatusIO)
 		return
 	}
