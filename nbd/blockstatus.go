@@ -100,6 +100,7 @@ func (c *conn) nextStatus() {
 func (c *conn) statusDone(o *op, p *piece, errno Error) {
 	c.status.extents = p.request.Extents
 	p.request.Extents = nil
+	c.timeReply(p)
 	c.freePiece(p)
 	if errno == ErrnoOK && len(c.status.extents) == 0 {
 		errno = ErrnoIO

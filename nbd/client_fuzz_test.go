@@ -77,7 +77,8 @@ var fuzzRequests = []Request{
 
 const fuzzAbandoned = 6
 
-func FuzzClientReplies(f *testing.F) {
+// addReplySeeds adds replies to fuzzRequests, in every form.
+func addReplySeeds(f *testing.F) {
 	query := func(i int) *fakeRequest {
 		return &fakeRequest{cookie: 1<<32 | uint64(i), offset: fuzzRequests[i].Offset}
 	}
@@ -101,7 +102,10 @@ func FuzzClientReplies(f *testing.F) {
 		}, nil))
 	}
 	f.Add(uint8(HeadersExtended), appendFakeChunk(nil, HeadersExtended, query(3), chunkFlagDone, chunkBlockStatusExt, be32(nil, fakeDirtyID, 2), be64(nil, 4096, 1<<40, 1<<50, 2)))
+}
 
+func FuzzClientReplies(f *testing.F) {
+	addReplySeeds(f)
 	in := bufio.NewReaderSize(nil, clientReadBuffer) // a process runs one input at a time
 	f.Fuzz(func(t *testing.T, headers uint8, data []byte) {
 		options := Options{Depth: len(fuzzRequests)}

@@ -55,7 +55,6 @@ type conn struct {
 	id       uint64
 	remote   string
 	closed   chan struct{} // closed after everything has been given back
-	fd       int
 	watch    reactor.Watch
 	contexts []string
 
@@ -99,8 +98,7 @@ type conn struct {
 	scratch     []byte
 	scratchHead int // of what is in use: [head, head+used) modulo the size
 	scratchUsed int
-	iov         [iovMax]unix.Iovec
-	header      unix.Msghdr
+	wire
 	blockedSend bool
 
 	flushLater reactor.Deferred
@@ -109,6 +107,9 @@ type conn struct {
 	retry      reactor.Timer
 	progress   uint64 // bytes moved in either direction
 	seen       uint64 // progress when the timer was armed
+
+	timing
+	ending
 
 	leaving  bool // the client said DISC, or the server stops: finish, then close
 	refusing bool // the server stops: new requests get ESHUTDOWN; see drain
@@ -148,6 +149,8 @@ type op struct {
 	errno   Error
 	context int // block status: the next context
 	chosen  uint64
+	arrived int64 // nanoseconds, where requests are timed
+	waited  int64 // nanoseconds that its bytes lay here for want of room
 }
 
 // piece is one request to the device: a whole operation or a piece of one.
@@ -155,6 +158,7 @@ type piece struct {
 	conn    *conn
 	op      *op
 	request datapath.Request
+	timing  datapath.Timing
 	buffer  []byte
 	source  bufferSource
 }
@@ -199,6 +203,7 @@ func (c *conn) start() error {
 	c.scratch = make([]byte, scratchSize)
 	c.segments = make([]segment, segmentCount)
 	c.statusOps = make([]*op, 0, depth)
+	c.startTiming()
 	if len(c.contexts) > 0 {
 		c.status.start(c)
 	}
@@ -221,6 +226,7 @@ func (c *conn) start() error {
 		return fmt.Errorf("nbd: %w", err)
 	}
 	c.readable = true
+	c.caughtUp = c.reactor.Clock()
 	c.reactor.Defer(&c.readLater)
 	return nil
 }
@@ -330,6 +336,7 @@ func (c *conn) resume() {
 // submit gives p to the device.
 func (c *conn) submit(p *piece) {
 	c.atDevice++
+	c.timeSubmit(p)
 	c.queue.Submit(&p.request)
 }
 
@@ -339,6 +346,7 @@ func (c *conn) completed(p *piece) {
 	o := p.op
 	o.pending--
 	if c.dead {
+		c.timeEnd(p)
 		c.freePiece(p)
 		c.finishIfIdle()
 		return
@@ -375,10 +383,14 @@ func (c *conn) completed(p *piece) {
 	if o.command == CommandWrite && errno == ErrnoOK {
 		c.counters.written.Store(c.counters.written.Load() + p.request.Length)
 	}
-	c.freePiece(p)
-	if o.pending == 0 && o.next == o.length {
-		c.finish(o)
+	if o.pending > 0 || o.next < o.length {
+		c.timeEnd(p)
+		c.freePiece(p)
+		return
 	}
+	c.timeReply(p)
+	c.freePiece(p)
+	c.finish(o)
 }
 
 // finish replies to an operation that has no data.
@@ -430,6 +442,7 @@ func (c *conn) kill() {
 		return
 	}
 	c.dead = true
+	c.timeSent(true)
 	c.reactor.CancelWait(&c.readLater)
 	c.reactor.Disarm(&c.timer)
 	c.reactor.Disarm(&c.retry)

@@ -1,3 +1,7 @@
+// go-nbd has its ioctls for no other architecture without cgo.
+
+//go:build amd64
+
 package nbd
 
 import (

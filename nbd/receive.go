@@ -46,12 +46,17 @@ func parseRequest(b []byte, extended bool) (q request, ok bool) {
 // others are due.
 func (c *conn) receive() {
 	c.stalled = false // whoever called has something new; parse says when it is not enough
+	c.timeRound()
 	c.begun, c.taken = 0, 0
+	if !c.dead && c.lookForEnd() {
+		return
+	}
 	for range receiveRounds {
 		if c.dead || !c.parse() {
 			return
 		}
 		if !c.readable {
+			c.notBehind()
 			if c.waiting() {
 				c.expectProgress()
 			}
@@ -94,6 +99,7 @@ func (c *conn) read() bool {
 		c.hungUp()
 		return false
 	}
+	c.timeRead()
 	c.progress += uint64(n)
 	if n < len(head)+len(space) && !c.hangup {
 		c.readable = false // emptied; the next byte is reported
@@ -194,6 +200,7 @@ func (c *conn) headersFit() bool {
 func (c *conn) stall() bool {
 	if !c.dead {
 		c.stalled = true
+		c.timeStall()
 	}
 	return false
 }
@@ -232,7 +239,12 @@ func (c *conn) begin(q *request) bool {
 	c.freeOps = c.freeOps[:n]
 	c.counters.inFlight.Store(int64(len(c.ops) - n))
 	*o = op{conn: c, cookie: q.cookie, offset: q.offset, length: q.length, command: q.command, flags: q.flags}
+	c.timeBegin(o)
 
+	if c.ended && o.changes() {
+		c.dropOld()
+		return false
+	}
 	payload := q.command == CommandWrite
 	if c.extended && q.flags&CommandFlagPayloadLen != 0 {
 		payload = true

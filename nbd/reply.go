@@ -130,6 +130,7 @@ func (c *conn) replyError(o *op, errno Error, flags uint16) {
 func (c *conn) readDone(o *op, p *piece, errno Error) {
 	r := &p.request
 	last := o.pending == 0 && o.next == o.length
+	c.timeReply(p)
 	if !c.structured {
 		c.simpleReply(o, errno)
 		if errno != ErrnoOK {
@@ -176,6 +177,7 @@ func (c *conn) readDone(o *op, p *piece, errno Error) {
 
 // flush sends what is queued, as much as the socket takes.
 func (c *conn) flush() {
+	c.timeFlush()
 	for !c.dead && !c.blockedSend && c.segmentHead != c.segmentTail {
 		count, total := 0, 0
 		for i := c.segmentHead; i != c.segmentTail && count < iovMax; i++ {
@@ -219,5 +221,6 @@ func (c *conn) flush() {
 			c.expectProgress()
 		}
 	}
+	c.timeSent(false)
 	c.closeIfDone()
 }

@@ -246,7 +246,7 @@ func (s *Server) serve(socket net.Conn) error {
 		return err
 	}
 	c := &conn{
-		server: s, export: n.export, info: n.info, fd: fd,
+		server: s, export: n.export, info: n.info, wire: wire{fd: fd},
 		structured: n.structured, extended: n.extended, contexts: n.contexts,
 		id: s.nextID.Add(1), remote: remoteOf(socket), closed: make(chan struct{}),
 	}

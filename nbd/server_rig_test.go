@@ -106,7 +106,9 @@ func startServer(t testing.TB, setup serverSetup, exports ...*Export) *serverRig
 	}
 	for _, e := range exports {
 		if !setup.bare {
-			e.Device = datapath.Checked(e.Device)
+			stats := filter.NewStats(datapath.Checked(e.Device), filter.StatsConfig{})
+			t.Cleanup(func() { checkTimed(t, stats) }) // after the server has stopped
+			e.Device = stats
 		}
 		if err := c.Exports.Add(e); err != nil {
 			t.Fatal(err)

@@ -6,10 +6,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// wire is the descriptor of a stream that a reactor owns, and what its system
+// calls need.
+type wire struct {
+	fd     int
+	iov    [iovMax]unix.Iovec
+	header unix.Msghdr
+}
+
 // receiveInto reads into head, then into space, without waiting.
 //
 // RawSyscall: with MSG_DONTWAIT the call copies and returns; it never sleeps.
-func (c *conn) receiveInto(head, space []byte) (int, unix.Errno) {
+func (c *wire) receiveInto(head, space []byte) (int, unix.Errno) {
 	var n uintptr
 	var errno unix.Errno
 	if len(head) == 0 {
@@ -27,7 +35,7 @@ func (c *conn) receiveInto(head, space []byte) (int, unix.Errno) {
 }
 
 // send writes the first count entries of c.iov, as much as fits.
-func (c *conn) send(count int) (int, unix.Errno) {
+func (c *wire) send(count int) (int, unix.Errno) {
 	c.header = unix.Msghdr{Iov: &c.iov[0]}
 	c.header.SetIovlen(count)
 	n, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&c.header)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)

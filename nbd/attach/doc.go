@@ -24,8 +24,9 @@
 //   - With several connections the timer also cuts the connection of a server that is
 //     alive and slow, and sends the request a second time while the first may still
 //     be under way. A server has to order the two: a write that was replied to must
-//     not be overwritten by an older copy of it. With one connection the driver waits
-//     for a live server without end.
+//     not be overwritten by an older copy of it. Ours does; see
+//     docs/internals/write-order.md. With one connection the driver waits for a live
+//     server without end.
 //
 // Invariants: a device gets connections only to an export that has at least its size
 // and can do what it could; a device that is mounted or held is never detached; a

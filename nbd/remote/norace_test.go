@@ -1,0 +1,6 @@
+//go:build !race
+
+package remote
+
+// raceEnabled reports whether the race detector, which allocates, is compiled in.
+const raceEnabled = false
