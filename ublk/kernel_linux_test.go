@@ -567,7 +567,16 @@ func TestRecoveryRefusesWhatIsNotItsOwn(t *testing.T) {
 	if _, err := ublk.Recover(within(t), small); !errors.Is(err, ublk.ErrNoResize) {
 		t.Errorf("recovery by a smaller store: %v", err)
 	}
-	if err := ublk.Remove(within(t), s.id); err != nil {
+	large := config
+	large.Device = memory(t, 96<<20)
+	target, err := ublk.Recover(within(t), large)
+	if err != nil {
+		t.Fatalf("recovery by a store that has grown: %v", err)
+	}
+	if got := sysfs(t, target, "size"); got != strconv.Itoa(64<<20/512) {
+		t.Errorf("size %s", got)
+	}
+	if err := target.Stop(within(t)); err != nil {
 		t.Error(err)
 	}
 	if _, err := ublk.Find(within(t), s.id); !errors.Is(err, ublk.ErrNotFound) {

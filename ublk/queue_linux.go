@@ -18,6 +18,7 @@ type queue struct {
 	reactor  *reactor.Reactor // immutable
 	index    uint16           // immutable
 	ioMax    int              // bytes; immutable
+	timed    bool             // the device records the stages of requests; immutable
 	userCopy bool             // data is read from and written to /dev/ublkcN; immutable
 	fetch    uint32           // numbers of the commands; immutable
 	commit   uint32
@@ -52,7 +53,8 @@ type slot struct {
 	command reactor.IO // FETCH or COMMIT_AND_FETCH, in flight while the slot is the kernel's
 	bytes   [ioCommandSize]byte
 	request datapath.Request
-	buffer  []byte // of the request in flight
+	timing  datapath.Timing // of it, where the device records them
+	buffer  []byte          // of the request in flight
 }
 
 // queueCounters are written by the reactor and read by anyone.
@@ -92,6 +94,8 @@ func (q *queue) prepare(depth int, device datapath.Device) (err error) {
 		q.reactor.Release(depth)
 		return err
 	}
+	info := device.Info()
+	q.timed = info.Has(datapath.FeatureTimed)
 	q.slots = make([]slot, depth)
 	q.waiting = make([]*slot, 0, depth)
 	q.held = make([]*slot, 0, depth)
@@ -102,6 +106,9 @@ func (q *queue) prepare(depth int, device datapath.Device) (err error) {
 		s.queue, s.tag = q, uint16(i)
 		s.command = reactor.IO{Op: reactor.OpCommand, Buf: s.bytes[:], Done: func(*reactor.IO) { q.arrived(s) }}
 		s.request = datapath.Request{Tag: uint32(i), Done: func(*datapath.Request) { q.completed(s) }}
+		if q.timed {
+			s.request.Timing = &s.timing
+		}
 	}
 	return nil
 }
@@ -158,6 +165,9 @@ func (q *queue) arrived(s *slot) {
 		q.hold(s)
 		return
 	}
+	if q.timed {
+		s.timing.Begin(datapath.StageReceive, q.reactor.Tick())
+	}
 	var d descriptor
 	d.decode(q.descriptors[int(s.tag)*descriptorSize:])
 	r := &s.request
@@ -176,6 +186,7 @@ func (q *queue) arrived(s *slot) {
 			return
 		}
 		if len(q.waiting) > 0 || !q.takeBuffer(s) {
+			r.MarkRecent(datapath.StageQueue, q.reactor)
 			q.waiting = append(q.waiting, s)
 			q.reactor.WaitBuffers(&q.retry)
 			return
@@ -236,11 +247,15 @@ func (q *queue) beginWaiting() {
 // begin gives the request of s, with its buffer, to the device.
 func (q *queue) begin(s *slot) {
 	r := &s.request
-	if r.Op == datapath.OpWrite && q.userCopy && !q.copy(s, reactor.OpRead) {
-		q.giveBuffer(s)
-		q.fail(s, unix.EIO)
-		return
+	if r.Op == datapath.OpWrite && q.userCopy {
+		r.Mark(datapath.StageReceive, q.reactor)
+		if !q.copy(s, reactor.OpRead) {
+			q.giveBuffer(s)
+			q.fail(s, unix.EIO)
+			return
+		}
 	}
+	r.Mark(datapath.StageQueue, q.reactor)
 	q.atDevice++
 	q.counters.inFlight.Store(int64(q.atDevice))
 	q.below.Submit(r)
@@ -289,6 +304,9 @@ func (q *queue) completed(s *slot) {
 		return
 	}
 	q.give(s, q.commit, result)
+	if q.timed {
+		s.timing.End(q.reactor.Tick())
+	}
 	q.settle()
 }
 

@@ -56,7 +56,7 @@ func Recover(ctx context.Context, c Config) (*Target, error) {
 		if err != nil {
 			return err
 		}
-		if err := takeable(&p, &info, d.features); err != nil {
+		if err := takeable(&p, &info); err != nil {
 			return fmt.Errorf("ublk: device %d: %w", c.ID, err)
 		}
 		if t, err = prepare(&c, &d, &info); err != nil {
@@ -103,15 +103,16 @@ func owned(d *devInfo, tag Tag) error {
 	return nil
 }
 
-// takeable says why a store cannot go on with a device.
-func takeable(p *params, info *datapath.Info, features Features) error {
+// takeable says why a store cannot go on with a device. One that has grown can: the
+// device keeps its size until Resize.
+func takeable(p *params, info *datapath.Info) error {
 	if limit := ioMaxOf(info, int(p.ioMax)<<sectorShift); limit < int(p.ioMax)<<sectorShift {
 		return fmt.Errorf("its requests have up to %d bytes, the store takes %d", p.ioMax<<sectorShift, limit)
 	}
 	if info.MinIO > 1<<p.logical {
 		return fmt.Errorf("its blocks have %d bytes, the store's %d", 1<<p.logical, info.MinIO)
 	}
-	if size := sectorsOf(info); size < p.size || (size > p.size && !features.Has(FeatureUpdateSize)) {
+	if size := sectorsOf(info); size < p.size {
 		return fmt.Errorf("it has %d sectors, the store %d: %w", p.size, size, ErrNoResize)
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/ashlar-storage/ashlar/datapath"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
+	"github.com/ashlar-storage/ashlar/internal/blockdev"
 )
 
 // Target is a device that this process serves. Its methods are for ordinary
@@ -355,10 +357,13 @@ func (t *Target) Resize(ctx context.Context) error {
 	if t.over {
 		return fmt.Errorf("ublk: device %d is stopped", t.id)
 	}
+	info := t.config.info()
+	if shown, err := blockdev.Kernel().Device(filepath.Base(t.Path())); err == nil && shown.Size == sectorsOf(&info)<<sectorShift {
+		return nil
+	}
 	if !t.info.features.Has(FeatureUpdateSize) {
 		return ErrNoResize
 	}
-	info := t.config.info()
 	// Requests to the new end come as soon as the kernel knows of it; ones to the old
 	// end are refused by the store once it is gone.
 	t.setInfo(info)
