@@ -1,0 +1,305 @@
+//go:build amd64 || arm64
+
+package observe
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/ashlar-storage/ashlar/observe/bpf"
+)
+
+type operation = bpf.DisksOperation
+
+// operationNames are those of enum operation_kind, in its order.
+var operationNames = []string{"read", "write", "flush", "discard", "write-zeroes"}
+
+// disksMemory is about how much the counters of disks may take, on all CPUs together:
+// 4 KiB a CPU, disk and operation.
+const disksMemory = 32 << 20
+
+func (o *Observer) disksGroup() *group {
+	return &group{
+		name: GroupDisks,
+		spec: bpf.LoadDisks,
+		prepare: func(spec *ebpf.CollectionSpec) error {
+			operations := spec.Maps[bpf.DisksMapOperations]
+			operations.MaxEntries = scale(disksMemory, int(operations.ValueSize), o.cpus, 128, 1024)
+			spec.Maps[bpf.DisksMapNames].MaxEntries = operations.MaxEntries
+			return nil
+		},
+		required: [][]string{{bpf.DisksProgBlockRqIssue}, {bpf.DisksProgBlockRqComplete}},
+		arm:      func() error { return o.setDisksLocked(o.disks) },
+	}
+}
+
+func (n Number) device() uint32        { return n.Major<<20 | n.Minor }
+func numberOf(device uint32) Number    { return Number{device >> 20, device & (1<<20 - 1)} }
+func compare(a, b Number) int          { return int(a.device()) - int(b.device()) }
+func (n Number) in(list []Number) bool { return slices.Contains(list, n) }
+
+func (o *Observer) setDisksLocked(disks []Number) error {
+	o.disks = slices.Clone(disks)
+	g := o.group(GroupDisks)
+	if g.collection == nil {
+		return nil // it will be when it is loaded
+	}
+	watched := g.collection.Maps[bpf.DisksMapWatched]
+	only := g.collection.Variables[bpf.DisksVarOnlyWatched]
+	if len(disks) == 0 {
+		return only.Set(uint32(0))
+	}
+	for _, d := range disks {
+		if err := watched.Put(d.device(), uint32(1)); err != nil {
+			return err
+		}
+	}
+	var device uint32
+	var gone []uint32
+	for i, value := watched.Iterate(), uint32(0); i.Next(&device, &value); {
+		if !numberOf(device).in(disks) {
+			gone = append(gone, device)
+		}
+	}
+	for _, device := range gone {
+		if err := watched.Delete(device); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	return only.Set(uint32(1))
+}
+
+// readDisks reads the counters of all disks, and forgets those of disks that are gone.
+func (o *Observer) readDisks(g *group, s *Snapshot) error {
+	var refused uint64
+	if err := g.collection.Variables[bpf.DisksVarRefused].Get(&refused); err == nil && refused > 0 {
+		s.Unobserved = append(s.Unobserved, Unobserved{GroupDisks, "there are more disks than counters: name those to observe"})
+	}
+	names, counters := g.collection.Maps[bpf.DisksMapNames], g.collection.Maps[bpf.DisksMapOperations]
+	devices, err := keys[uint32](names)
+	if err != nil {
+		return err
+	}
+	slices.Sort(devices)
+	for _, device := range devices {
+		var name bpf.DisksName
+		if err := names.Lookup(device, &name); err != nil {
+			continue // it went meanwhile
+		}
+		disk := Disk{Name: text(name.Text[:]), Number: numberOf(device)}
+		present := o.kernel.rename(&disk)
+		for kind := range operationNames {
+			key := bpf.DisksOperationKey{Device: device, Kind: uint32(kind)}
+			if !present {
+				delete(o.counted, countedKey{disk.Number, operationNames[kind]})
+				if err := counters.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+					return err
+				}
+				continue
+			}
+			switch err := counters.Lookup(key, &o.operations); {
+			case errors.Is(err, ebpf.ErrKeyNotExist):
+			case err != nil:
+				return err
+			default:
+				disk.Operations = append(disk.Operations, sumOperation(operationNames[kind], o.operations))
+			}
+		}
+		if !present {
+			delete(o.services, disk.Number)
+			if err := names.Delete(device); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return err
+			}
+			continue
+		}
+		inFlight := o.kernel.inFlight(disk.Number)
+		for i := range disk.Operations {
+			d := &disk.Operations[i]
+			d.Depth = min(d.Depth, inFlight(d.Operation))
+			d.Count = max(d.Count-d.Depth, o.counted[countedKey{disk.Number, d.Operation}]) // a count never goes back
+			o.counted[countedKey{disk.Number, d.Operation}] = d.Count
+			s.Missed += d.Count - min(d.Count, d.Service.Count())
+			disk.Depth += d.Depth
+			disk.Merges += d.Merges
+		}
+		s.Disks = append(s.Disks, disk)
+	}
+	slices.SortFunc(s.Disks, func(a, b Disk) int {
+		if c := strings.Compare(a.Name, b.Name); c != 0 {
+			return c
+		}
+		return compare(a.Number, b.Number)
+	})
+	return nil
+}
+
+// sumOperation adds up what each CPU counted. What the CPUs have is not read at one
+// moment, so the depth of a queue may be off by what happens meanwhile. Count is
+// what was issued: completed, or in flight.
+func sumOperation(name string, cpus []operation) DiskOperation {
+	d := DiskOperation{Operation: name}
+	var issued, requeued, done, lost uint64
+	for i := range cpus {
+		c := &cpus[i]
+		issued += c.Issued
+		requeued += c.Requeued
+		done += c.Done
+		lost += c.Lost
+		d.Errors += c.Errors
+		d.Bytes += c.Bytes + c.LostBytes
+		d.Merges += c.BackMerges + c.FrontMerges + c.RequestMerges
+		for j, n := range c.Sizes {
+			d.Sizes[j] += n
+		}
+		d.Queue.addRaw(c.Queue.Sum, &c.Queue.Counts)
+		d.Service.addRaw(c.Service.Sum, &c.Service.Counts)
+	}
+	d.Requeues = requeued
+	d.Count = max(issued-min(issued, requeued), done+lost)
+	d.Depth = d.Count - done - lost
+	return d
+}
+
+// inFlight is the most requests of each operation that a disk can have: the kernel's
+// own count. Completions that were not reported to the programs would else stay in
+// the depth of a queue until their memory is used again.
+func (k *kernel) inFlight(n Number) func(operation string) uint64 {
+	var reads, writes uint64
+	dir := filepath.Join(k.root, "sys/dev/block", n.String())
+	b, err := os.ReadFile(filepath.Join(dir, "inflight"))
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &reads, &writes)
+	}
+	counts, _ := os.ReadFile(filepath.Join(dir, "queue/iostats")) // absent: not counted
+	if err != nil || strings.TrimSpace(string(counts)) != "1" {
+		return func(string) uint64 { return math.MaxUint64 }
+	}
+	return func(operation string) uint64 {
+		switch operation {
+		case "read":
+			return reads
+		case "flush":
+			return math.MaxUint64 // they are not in it
+		}
+		return writes
+	}
+}
+
+// rename gives a disk the name it has now, and reports whether it is there at all. A
+// disk without a number in sysfs is looked for by its name: the paths of an NVMe
+// multipath device are such.
+func (k *kernel) rename(d *Disk) bool {
+	dir := filepath.Join(k.root, "sys/dev/block")
+	target, err := os.Readlink(filepath.Join(dir, d.Number.String()))
+	if err == nil {
+		d.Name = filepath.Base(target)
+		return true
+	}
+	d.Name = strings.ReplaceAll(d.Name, "/", "!") // as in sysfs
+	if _, err := os.Stat(filepath.Join(k.root, "sys/class/block", d.Name)); err == nil {
+		return true
+	}
+	_, err = os.Stat(dir)
+	return err != nil // without sysfs nobody knows
+}
+
+// countedKey is an operation of a disk.
+type countedKey struct {
+	Number
+	operation string
+}
+
+// service is what ServiceTime knows of a disk.
+type service struct {
+	asked  time.Time
+	since  time.Time // of the counts in base
+	base   Histogram // reads and writes, when the answer was made
+	median time.Duration
+}
+
+const (
+	serviceCount  = 64               // requests that make a new answer
+	serviceExpiry = 10 * time.Second // after which fewer will do
+)
+
+// ServiceTime is the median time that a disk needed for its recent reads and writes.
+// It is meant to be asked often: it asks the kernel once a second, with two or three
+// system calls. ok is false while no request was seen.
+//
+// The number is that of the whole disk, not of a partition.
+func (o *Observer) ServiceTime(major, minor uint32) (median time.Duration, ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	g := o.group(GroupDisks)
+	if g.collection == nil {
+		return 0, false
+	}
+	n, now := Number{major, minor}, time.Now()
+	s := o.services[n]
+	if s == nil {
+		if len(o.services) >= watchedMax {
+			return 0, false
+		}
+		s = &service{since: o.started}
+		o.services[n] = s
+	} else if now.Sub(s.asked) < o.serviceAge {
+		return s.median, s.median > 0
+	}
+	s.asked = now
+	var sum Histogram
+	for kind := range 2 { // reads, writes
+		key := bpf.DisksOperationKey{Device: n.device(), Kind: uint32(kind)}
+		if err := g.collection.Maps[bpf.DisksMapOperations].Lookup(key, &o.operations); err != nil {
+			continue // there was none
+		}
+		for i := range o.operations {
+			sum.addRaw(o.operations[i].Service.Sum, &o.operations[i].Service.Counts)
+		}
+	}
+	recent := sum
+	recent.Sub(&s.base)
+	if count := recent.Count(); count >= serviceCount || count > 0 && (s.median == 0 || now.Sub(s.since) >= serviceExpiry) {
+		s.median, s.base, s.since = max(recent.Quantile(0.5), 1), sum, now
+	}
+	return s.median, s.median > 0
+}
+
+// text is a C string.
+func text(c []int8) string {
+	var b strings.Builder
+	for _, x := range c {
+		if x == 0 {
+			break
+		}
+		b.WriteByte(byte(x))
+	}
+	return b.String()
+}
+
+// keys lists the keys of a map. Those that come or go meanwhile are in it or not.
+func keys[K any](m *ebpf.Map) ([]K, error) {
+	var list []K
+	var next K
+	var previous any
+	for range m.MaxEntries() {
+		err := m.NextKey(previous, &next)
+		if errors.Is(err, ebpf.ErrKeyNotExist) || errors.Is(err, unix.ENOENT) {
+			return list, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, next)
+		previous = next
+	}
+	return list, nil
+}

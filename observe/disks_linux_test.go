@@ -1,0 +1,323 @@
+package observe
+
+import (
+	"math"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestRequestsOfADiskAreCountedExactly(t *testing.T) {
+	f, number := loopDevice(t, 64<<20)
+	o := observing(t, Config{Groups: []string{GroupDisks}})
+	const reads, writes, flushes, discards = 200, 300, 50, 20
+	b := aligned(t, 8192)
+	before := disk(o.Snapshot(), number)
+	began := time.Now()
+	for i := range writes {
+		if _, err := f.WriteAt(b, int64(i)*8192); err != nil {
+			t.Fatal(err)
+		}
+		if i < flushes {
+			if err := f.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for i := range reads {
+		if _, err := f.ReadAt(b[:4096], int64(i)*8192); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range discards {
+		if err := discard(f, uint64(i)<<20, 64<<10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	took := time.Since(began)
+	s := o.Snapshot()
+	after := disk(s, number)
+	if after.Name == "" || after.operation("read").Depth+after.operation("write").Depth != 0 {
+		t.Errorf("the disk is %q, with %d requests in flight after the last one", after.Name, after.Depth)
+	}
+	for _, want := range []struct {
+		operation    string
+		count, bytes uint64
+		bucket       int
+		more         bool // others may read too: a new device is looked at
+	}{
+		{"read", reads, reads * 4096, 3, true},
+		{"write", writes, writes * 8192, 4, false},
+		{"flush", flushes, 0, 0, false},
+		{"discard", discards, discards * 64 << 10, 7, false},
+	} {
+		was, is := before.operation(want.operation), after.operation(want.operation)
+		count, bytes, sizes := is.Count-was.Count, is.Bytes-was.Bytes, is.Sizes[want.bucket]-was.Sizes[want.bucket]
+		is.Queue.Sub(&was.Queue)
+		is.Service.Sub(&was.Service)
+		missed := count - is.Service.Count() // of some the kernel does not report the end
+		if missed > count/10 || is.Service.Count() > count {
+			t.Errorf("%s: %d requests, %d service times", want.operation, count, is.Service.Count())
+		}
+		if count != want.count && !(want.more && count > want.count) || sizes+missed < want.count ||
+			missed == 0 && count == want.count && bytes != want.bytes {
+			t.Errorf("%s: %d requests, %d bytes, %d of that size, %d without an end; want %d, %d", want.operation, count, bytes, sizes, missed, want.count, want.bytes)
+		}
+		if is.Errors != 0 || is.Depth != 0 && missed == 0 {
+			t.Errorf("%s: %d errors, %d in flight", want.operation, is.Errors, is.Depth)
+		}
+		if is.Queue.Count() > count+is.Requeues {
+			t.Errorf("%s: %d requests, %d queue times", want.operation, count, is.Queue.Count())
+		}
+		plausible(t, want.operation+" service", &is.Service)
+		plausible(t, want.operation+" queue", &is.Queue)
+		if sum := time.Duration(is.Service.Sum); sum <= 0 || !want.more && sum > took {
+			t.Errorf("%s: one after the other, in %v, they took %v", want.operation, took, sum)
+		}
+		t.Logf("%s: queue p50 %v, service p50 %v p99 %v", want.operation, is.Queue.Quantile(0.5), is.Service.Quantile(0.5), is.Service.Quantile(0.99))
+	}
+	if s.Missed != 0 {
+		t.Logf("%d events were missed", s.Missed)
+	}
+}
+
+func TestDepthIsSeenAndGoesBackToNothing(t *testing.T) {
+	f, number := loopDevice(t, 64<<20)
+	o := observing(t, Config{Groups: []string{GroupDisks}})
+	var stop sync.WaitGroup
+	quit := make(chan struct{})
+	for i := range 4 {
+		b := aligned(t, 1<<20)
+		stop.Go(func() { // ends with quit
+			for {
+				select {
+				case <-quit:
+					return
+				default:
+				}
+				if _, err := f.WriteAt(b, int64(i)<<20); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wait(t, "a request in flight", func() bool { return disk(o.Snapshot(), number).Depth > 0 })
+	close(quit)
+	stop.Wait()
+	wait(t, "no request in flight", func() bool { return disk(o.Snapshot(), number).Depth == 0 })
+}
+
+func TestFailedRequestsAreErrors(t *testing.T) {
+	f, number := loopDevice(t, 1<<20)
+	o := observing(t, Config{Groups: []string{GroupDisks}})
+	backing, err := os.ReadFile("/sys/dev/block/" + number.String() + "/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(string(backing[:len(backing)-1]), 0); err != nil { // reads behind its end fail
+		t.Fatal(err)
+	}
+	if _, err := f.ReadAt(aligned(t, 4096), 8192); err == nil {
+		t.Skip("needs a loop driver that fails reads behind the end of its file")
+	}
+	if r := disk(o.Snapshot(), number).operation("read"); r.Errors == 0 || r.Errors > r.Count || r.Depth != 0 {
+		t.Errorf("%d errors of %d reads, %d in flight", r.Errors, r.Count, r.Depth)
+	}
+}
+
+func TestOnlyNamedDisksAreCounted(t *testing.T) {
+	f, number := loopDevice(t, 1<<20)
+	g, other := loopDevice(t, 1<<20)
+	o := observing(t, Config{Groups: []string{GroupDisks}, Disks: []Number{number}})
+	write := func() {
+		t.Helper()
+		for _, file := range []*os.File{f, g} {
+			if _, err := file.WriteAt(aligned(t, 4096), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write()
+	s := o.Snapshot()
+	if a, b := disk(s, number).operation("write").Count, disk(s, other).operation("write").Count; a != 1 || b != 0 {
+		t.Errorf("%d writes of the disk, %d of another", a, b)
+	}
+	if err := o.SetDisks([]Number{other}); err != nil {
+		t.Fatal(err)
+	}
+	write()
+	s = o.Snapshot()
+	if a, b := disk(s, number).operation("write").Count, disk(s, other).operation("write").Count; a != 1 || b != 1 {
+		t.Errorf("%d writes of the disk, %d of another, want 1 of each", a, b)
+	}
+	if err := o.SetDisks(nil); err != nil {
+		t.Fatal(err)
+	}
+	write()
+	s = o.Snapshot()
+	if a, b := disk(s, number).operation("write").Count, disk(s, other).operation("write").Count; a != 2 || b != 2 {
+		t.Errorf("%d writes of the disk, %d of another, want 2 of each", a, b)
+	}
+	if err := o.SetDisks([]Number{{Major: 1 << 20}}); err == nil {
+		t.Error("a number that cannot be was taken")
+	}
+}
+
+func TestServiceTimeIsThatOfRecentRequests(t *testing.T) {
+	f, number := loopDevice(t, 8<<20)
+	o := observing(t, Config{Groups: []string{GroupDisks}})
+	if d, ok := o.ServiceTime(4095, 1); ok || d != 0 {
+		t.Errorf("a disk that is not there needs %v", d)
+	}
+	o.serviceAge = 0
+	b := aligned(t, 4096)
+	write := func(n int) {
+		t.Helper()
+		for i := range n {
+			if _, err := f.WriteAt(b, int64(i)*4096); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(serviceCount)
+	first, ok := o.ServiceTime(number.Major, number.Minor)
+	if whole := disk(o.Snapshot(), number).operation("write").Service; !ok || first < whole.Quantile(0)/2 || first > 2*whole.Quantile(1) {
+		t.Errorf("median %v, %v; all are between %v and %v", first, ok, whole.Quantile(0), whole.Quantile(1))
+	}
+	again, _ := o.ServiceTime(number.Major, number.Minor) // nothing has happened since
+	if again != first {
+		t.Errorf("%v, and without a request since then %v", first, again)
+	}
+	o.serviceAge = time.Hour
+	write(2 * serviceCount)
+	if again, _ = o.ServiceTime(number.Major, number.Minor); again != first {
+		t.Errorf("%v, and within the hour %v", first, again)
+	}
+	if n := testing.AllocsPerRun(100, func() { o.ServiceTime(number.Major, number.Minor) }); n != 0 && !raceEnabled {
+		t.Errorf("an answer that is known takes %v allocations", n)
+	}
+	for i := range uint32(watchedMax + 10) {
+		o.ServiceTime(4000, i)
+	}
+	if len(o.services) > watchedMax {
+		t.Errorf("%d disks are remembered", len(o.services))
+	}
+}
+
+func TestADiskThatWentIsForgotten(t *testing.T) {
+	f, number := loopDevice(t, 1<<20)
+	root := t.TempDir()
+	if err := os.MkdirAll(root+"/sys/dev/block", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o := observing(t, Config{Groups: []string{GroupDisks}})
+	if _, err := f.WriteAt(aligned(t, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	name := disk(o.Snapshot(), number).Name
+	if name == "" {
+		t.Fatal("the disk is not there")
+	}
+	if err := os.MkdirAll(root+"/sys/class/block/"+name, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o.kernel.root = root // where it has a name and no number, as a path of a multipath device
+	if d := disk(o.Snapshot(), number); d.Name != name || d.operation("write").Count != 1 {
+		t.Errorf("without a number it is %q", d.Name)
+	}
+	if err := os.Symlink("../../devices/virtual/block/sdz", root+"/sys/dev/block/"+number.String()); err != nil {
+		t.Fatal(err)
+	}
+	if d := disk(o.Snapshot(), number); d.Name != "sdz" {
+		t.Errorf("its number is that of sdz, and it is %q", d.Name)
+	}
+	for _, path := range []string{"/sys/class/block/" + name, "/sys/dev/block/" + number.String()} {
+		if err := os.Remove(root + path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d := disk(o.Snapshot(), number); d.Name != "" {
+		t.Errorf("it went, and is still there as %q", d.Name)
+	}
+	o.kernel.root = "/"
+	if _, err := f.WriteAt(aligned(t, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := disk(o.Snapshot(), number).operation("write").Count; n != 1 {
+		t.Errorf("a disk that came again has %d writes, want 1", n)
+	}
+	o.kernel.root = t.TempDir() // no sysfs at all: nobody knows, so all stay
+	if d := disk(o.Snapshot(), number); d.Name != name {
+		t.Errorf("without sysfs it is %q", d.Name)
+	}
+}
+
+func TestSnapshotsAllocateLittle(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates (make test runs it without)")
+	}
+	f, number := loopDevice(t, 1<<20)
+	o := observing(t, Config{Groups: []string{GroupDisks, GroupReactors, GroupRings}, Disks: []Number{number}, Threads: []int{unix.Gettid()}})
+	if _, err := f.WriteAt(aligned(t, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	// A disk, an operation, a thread, seven kinds of ring requests, the misses of 11
+	// programs: each a system call with its buffer. It must not grow with the requests.
+	if n := testing.AllocsPerRun(50, func() { o.Snapshot() }); n > 250 {
+		t.Errorf("a snapshot takes %v allocations", n)
+	} else {
+		t.Logf("a snapshot takes %v allocations", n)
+	}
+}
+
+func TestDepthIsNoMoreThanTheKernelsOwn(t *testing.T) {
+	n := Number{8, 16}
+	for _, tt := range []struct {
+		inflight, iostats    string
+		reads, writes, flush uint64
+	}{
+		{"       3        5\n", "1\n", 3, 5, math.MaxUint64},
+		{"0 0\n", "1\n", 0, 0, math.MaxUint64},
+		{"0 0\n", "0\n", math.MaxUint64, math.MaxUint64, math.MaxUint64}, // nothing is counted
+		{"much\n", "1\n", math.MaxUint64, math.MaxUint64, math.MaxUint64},
+		{"", "", math.MaxUint64, math.MaxUint64, math.MaxUint64},
+	} {
+		k := kernel{root: t.TempDir()}
+		dir := k.root + "/sys/dev/block/" + n.String()
+		if err := os.MkdirAll(dir+"/queue", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for path, text := range map[string]string{"/inflight": tt.inflight, "/queue/iostats": tt.iostats} {
+			if text == "" {
+				continue
+			}
+			if err := os.WriteFile(dir+path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		most := k.inFlight(n)
+		for operation, want := range map[string]uint64{"read": tt.reads, "write": tt.writes, "discard": tt.writes, "flush": tt.flush} {
+			if got := most(operation); got != want {
+				t.Errorf("%q, %q: %s: %d, want %d", tt.inflight, tt.iostats, operation, got, want)
+			}
+		}
+	}
+}
+
+func TestCompletionsThatWereNotReported(t *testing.T) {
+	cpus := make([]operation, 2)
+	cpus[0].Issued, cpus[0].Done, cpus[0].Bytes = 10, 3, 3*512
+	cpus[1].Done, cpus[1].Requeued, cpus[1].Lost, cpus[1].LostBytes = 4, 1, 1, 512
+	d := sumOperation("write", cpus)
+	if d.Depth != 1 || d.Count != 9 || d.Requeues != 1 || d.Bytes != 4*512 {
+		t.Errorf("%d in flight of %d, %d handed back, %d bytes", d.Depth, d.Count, d.Requeues, d.Bytes)
+	}
+	cpus[1].Done = 20 // what another CPU counted meanwhile
+	if d := sumOperation("write", cpus); d.Depth != 0 || d.Count != 24 {
+		t.Errorf("%d in flight of %d", d.Depth, d.Count)
+	}
+}
