@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
@@ -53,6 +54,8 @@ type Client struct {
 	Snapshots controlpb.SnapshotsClient
 	Jobs      controlpb.JobsClient
 	Events    controlpb.EventsClient
+	Devices   controlpb.DevicesClient
+	Observe   controlpb.ObserveClient
 	Node      controlpb.NodeClient
 
 	address string        // immutable, as the caller wrote it
@@ -93,6 +96,10 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	}
 	c.conn, err = grpc.NewClient("passthrough:///"+authority,
 		grpc.WithTransportCredentials(transport),
+		grpc.WithConnectParams(grpc.ConnectParams{ // a daemon that was started again is found within seconds
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			conn, err := dial(ctx)
 			c.mu.Lock()
@@ -112,6 +119,8 @@ func Dial(ctx context.Context, address string, o Options) (*Client, error) {
 	c.Snapshots = controlpb.NewSnapshotsClient(c.conn)
 	c.Jobs = controlpb.NewJobsClient(c.conn)
 	c.Events = controlpb.NewEventsClient(c.conn)
+	c.Devices = controlpb.NewDevicesClient(c.conn)
+	c.Observe = controlpb.NewObserveClient(c.conn)
 	c.Node = controlpb.NewNodeClient(c.conn)
 	if err := c.connect(ctx); err != nil {
 		_ = c.conn.Close() // unused

@@ -116,6 +116,8 @@ func scalar(f protoreflect.FieldDescriptor) protoreflect.Value {
 		return protoreflect.ValueOfEnum(protoreflect.EnumNumber(f.Enum().Values().Len() - 1))
 	case protoreflect.Uint64Kind:
 		return protoreflect.ValueOfUint64(1<<62 + uint64(f.Number()))
+	case protoreflect.DoubleKind:
+		return protoreflect.ValueOfFloat64(1.5 + float64(f.Number()))
 	case protoreflect.Uint32Kind:
 		return protoreflect.ValueOfUint32(1<<31 + uint32(f.Number()))
 	}
@@ -170,8 +172,9 @@ func calls(c *Client) map[string]any {
 		"Volumes.Resize": c.Volumes.Resize, "Volumes.Delete": c.Volumes.Delete, "Volumes.Clone": c.Volumes.Clone,
 		"Volumes.Map": c.Volumes.Map, "Volumes.Changes": c.Volumes.Changes, "Volumes.SetLabels": c.Volumes.SetLabels,
 		"Snapshots.Create": c.Snapshots.Create, "Snapshots.List": c.Snapshots.List, "Snapshots.Revert": c.Snapshots.Revert,
-		"Snapshots.Delete": c.Snapshots.Delete,
-		"Jobs.List":        c.Jobs.List, "Jobs.Watch": c.Jobs.Watch,
+		"Snapshots.Delete": c.Snapshots.Delete, "Snapshots.CreateGroup": c.Snapshots.CreateGroup, "Volumes.SetLimits": c.Volumes.SetLimits,
+		"Devices.Attach": c.Devices.Attach, "Devices.Detach": c.Devices.Detach, "Devices.List": c.Devices.List, "Observe.Stats": c.Observe.Stats,
+		"Jobs.List": c.Jobs.List, "Jobs.Watch": c.Jobs.Watch,
 		"Events.Watch": c.Events.Watch,
 		"Node.Info":    c.Node.Info, "Node.Health": c.Node.Health,
 	}
@@ -217,9 +220,9 @@ func TestFieldsFollowTheRules(t *testing.T) {
 		for j := range messages.Get(i).Fields().Len() {
 			f := messages.Get(i).Fields().Get(j)
 			name := string(f.Name())
-			counts := strings.HasSuffix(name, "_count") || slices.Contains([]string{"damaged_blocks", "sequence", "after"}, name)
-			if f.Kind() == protoreflect.Uint64Kind && !counts && !strings.HasSuffix(name, "_bytes") {
-				t.Errorf("%s is a 64-bit number and neither bytes nor a count", f.FullName())
+			counts := strings.HasSuffix(name, "_count") || slices.Contains([]string{"damaged_blocks", "sequence", "after", "iops", "count", "counts", "errors", "bytes", "merges", "turns", "enters"}, name)
+			if f.Kind() == protoreflect.Uint64Kind && !counts && !strings.HasSuffix(name, "_bytes") && !strings.HasSuffix(name, "_ns") {
+				t.Errorf("%s is a 64-bit number and neither bytes nor nanoseconds nor a count", f.FullName())
 			}
 		}
 	}

@@ -3,7 +3,7 @@
 // mutual TLS.
 //
 // Rules of all messages:
-//   - Fields named *_bytes are bytes; rates are bytes a second.
+//   - Fields named *_bytes are bytes, *_ns nanoseconds; rates are bytes a second.
 //   - pool may be "" wherever it says which pool something is in, as long as one
 //     pool of the node fits: the only one for something new, the only one that
 //     has that name for something that exists. With several: INVALID_ARGUMENT.
@@ -267,6 +267,110 @@ func (EventKind) EnumDescriptor() ([]byte, []int) {
 	return file_control_controlpb_control_proto_rawDescGZIP(), []int{3}
 }
 
+type Via int32
+
+const (
+	Via_VIA_UNSPECIFIED Via = 0 // the first that works here: ublk, nbd, fuse
+	Via_VIA_UBLK        Via = 1
+	Via_VIA_NBD         Via = 2 // the kernel's client, on a socket pair of the daemon's
+	Via_VIA_FUSE        Via = 3 // a file on a FUSE mount, with a loop device on it
+)
+
+// Enum value maps for Via.
+var (
+	Via_name = map[int32]string{
+		0: "VIA_UNSPECIFIED",
+		1: "VIA_UBLK",
+		2: "VIA_NBD",
+		3: "VIA_FUSE",
+	}
+	Via_value = map[string]int32{
+		"VIA_UNSPECIFIED": 0,
+		"VIA_UBLK":        1,
+		"VIA_NBD":         2,
+		"VIA_FUSE":        3,
+	}
+)
+
+func (x Via) Enum() *Via {
+	p := new(Via)
+	*p = x
+	return p
+}
+
+func (x Via) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Via) Descriptor() protoreflect.EnumDescriptor {
+	return file_control_controlpb_control_proto_enumTypes[4].Descriptor()
+}
+
+func (Via) Type() protoreflect.EnumType {
+	return &file_control_controlpb_control_proto_enumTypes[4]
+}
+
+func (x Via) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Via.Descriptor instead.
+func (Via) EnumDescriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{4}
+}
+
+type DeviceState int32
+
+const (
+	DeviceState_DEVICE_STATE_UNSPECIFIED DeviceState = 0
+	DeviceState_DEVICE_STATE_ONLINE      DeviceState = 1
+	DeviceState_DEVICE_STATE_WAITING     DeviceState = 2 // requests wait: its server or its source is away; reason says what
+	DeviceState_DEVICE_STATE_FAILED      DeviceState = 3 // requests fail
+)
+
+// Enum value maps for DeviceState.
+var (
+	DeviceState_name = map[int32]string{
+		0: "DEVICE_STATE_UNSPECIFIED",
+		1: "DEVICE_STATE_ONLINE",
+		2: "DEVICE_STATE_WAITING",
+		3: "DEVICE_STATE_FAILED",
+	}
+	DeviceState_value = map[string]int32{
+		"DEVICE_STATE_UNSPECIFIED": 0,
+		"DEVICE_STATE_ONLINE":      1,
+		"DEVICE_STATE_WAITING":     2,
+		"DEVICE_STATE_FAILED":      3,
+	}
+)
+
+func (x DeviceState) Enum() *DeviceState {
+	p := new(DeviceState)
+	*p = x
+	return p
+}
+
+func (x DeviceState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DeviceState) Descriptor() protoreflect.EnumDescriptor {
+	return file_control_controlpb_control_proto_enumTypes[5].Descriptor()
+}
+
+func (DeviceState) Type() protoreflect.EnumType {
+	return &file_control_controlpb_control_proto_enumTypes[5]
+}
+
+func (x DeviceState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DeviceState.Descriptor instead.
+func (DeviceState) EnumDescriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{5}
+}
+
 type HealthState int32
 
 const (
@@ -303,11 +407,11 @@ func (x HealthState) String() string {
 }
 
 func (HealthState) Descriptor() protoreflect.EnumDescriptor {
-	return file_control_controlpb_control_proto_enumTypes[4].Descriptor()
+	return file_control_controlpb_control_proto_enumTypes[6].Descriptor()
 }
 
 func (HealthState) Type() protoreflect.EnumType {
-	return &file_control_controlpb_control_proto_enumTypes[4]
+	return &file_control_controlpb_control_proto_enumTypes[6]
 }
 
 func (x HealthState) Number() protoreflect.EnumNumber {
@@ -316,7 +420,7 @@ func (x HealthState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HealthState.Descriptor instead.
 func (HealthState) EnumDescriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{4}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{6}
 }
 
 // Reason says what kept a call from being done. Beside each: its gRPC code.
@@ -404,11 +508,11 @@ func (x Reason) String() string {
 }
 
 func (Reason) Descriptor() protoreflect.EnumDescriptor {
-	return file_control_controlpb_control_proto_enumTypes[5].Descriptor()
+	return file_control_controlpb_control_proto_enumTypes[7].Descriptor()
 }
 
 func (Reason) Type() protoreflect.EnumType {
-	return &file_control_controlpb_control_proto_enumTypes[5]
+	return &file_control_controlpb_control_proto_enumTypes[7]
 }
 
 func (x Reason) Number() protoreflect.EnumNumber {
@@ -417,7 +521,7 @@ func (x Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Reason.Descriptor instead.
 func (Reason) EnumDescriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{5}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{7}
 }
 
 type Pool struct {
@@ -1653,6 +1757,8 @@ type Volume struct {
 	Depth          uint32                 `protobuf:"varint,11,opt,name=depth,proto3" json:"depth,omitempty"`                                         // layers a read may have to look at
 	AllocatedBytes uint64                 `protobuf:"varint,12,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"` // of clusters that only the volume itself has
 	Uris           []string               `protobuf:"bytes,13,rep,name=uris,proto3" json:"uris,omitempty"`                                            // where clients reach it
+	Limits         *Limits                `protobuf:"bytes,14,opt,name=limits,proto3" json:"limits,omitempty"`                                        // absent: none
+	Devices        []string               `protobuf:"bytes,15,rep,name=devices,proto3" json:"devices,omitempty"`                                      // paths of the block devices it is attached as
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1778,6 +1884,134 @@ func (x *Volume) GetUris() []string {
 	return nil
 }
 
+func (x *Volume) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *Volume) GetDevices() []string {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+// Limits are how much the clients of a volume may do, all together. 0: as much as
+// they like.
+type Limits struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Iops           uint64                 `protobuf:"varint,1,opt,name=iops,proto3" json:"iops,omitempty"`                                           // requests a second
+	BandwidthBytes uint64                 `protobuf:"varint,2,opt,name=bandwidth_bytes,json=bandwidthBytes,proto3" json:"bandwidth_bytes,omitempty"` // a second
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_control_controlpb_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Limits) GetIops() uint64 {
+	if x != nil {
+		return x.Iops
+	}
+	return 0
+}
+
+func (x *Limits) GetBandwidthBytes() uint64 {
+	if x != nil {
+		return x.BandwidthBytes
+	}
+	return 0
+}
+
+type SetLimitsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Limits        *Limits                `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"` // absent: none any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLimitsRequest) Reset() {
+	*x = SetLimitsRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLimitsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLimitsRequest) ProtoMessage() {}
+
+func (x *SetLimitsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLimitsRequest.ProtoReflect.Descriptor instead.
+func (*SetLimitsRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SetLimitsRequest) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *SetLimitsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetLimitsRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type CreateVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
@@ -1785,13 +2019,14 @@ type CreateVolumeRequest struct {
 	SizeBytes     uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`                                                   // a multiple of 4096
 	Thick         bool                   `protobuf:"varint,4,opt,name=thick,proto3" json:"thick,omitempty"`                                                                            // reserve the space now
 	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // up to 2 KiB together
+	Limits        *Limits                `protobuf:"bytes,6,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[21]
+	mi := &file_control_controlpb_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +2038,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[21]
+	mi := &file_control_controlpb_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +2051,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{21}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateVolumeRequest) GetPool() string {
@@ -1854,6 +2089,13 @@ func (x *CreateVolumeRequest) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *CreateVolumeRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type ListVolumesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`                                                                               // "": all
@@ -1864,7 +2106,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[22]
+	mi := &file_control_controlpb_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2118,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[22]
+	mi := &file_control_controlpb_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2131,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{22}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListVolumesRequest) GetPool() string {
@@ -1915,7 +2157,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[23]
+	mi := &file_control_controlpb_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2169,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[23]
+	mi := &file_control_controlpb_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2182,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{23}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -1960,7 +2202,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[24]
+	mi := &file_control_controlpb_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2214,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[24]
+	mi := &file_control_controlpb_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2227,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{24}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetVolumeRequest) GetPool() string {
@@ -2013,7 +2255,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[25]
+	mi := &file_control_controlpb_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2267,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[25]
+	mi := &file_control_controlpb_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2280,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{25}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResizeVolumeRequest) GetPool() string {
@@ -2073,7 +2315,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[26]
+	mi := &file_control_controlpb_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2327,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[26]
+	mi := &file_control_controlpb_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2340,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{26}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteVolumeRequest) GetPool() string {
@@ -2131,13 +2373,14 @@ type CloneVolumeRequest struct {
 	SizeBytes      uint64                 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // 0: the snapshot's; never less
 	Thick          bool                   `protobuf:"varint,6,opt,name=thick,proto3" json:"thick,omitempty"`
 	Labels         map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Limits         *Limits                `protobuf:"bytes,8,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CloneVolumeRequest) Reset() {
 	*x = CloneVolumeRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[27]
+	mi := &file_control_controlpb_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2392,7 @@ func (x *CloneVolumeRequest) String() string {
 func (*CloneVolumeRequest) ProtoMessage() {}
 
 func (x *CloneVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[27]
+	mi := &file_control_controlpb_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2405,7 @@ func (x *CloneVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CloneVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{27}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CloneVolumeRequest) GetPool() string {
@@ -2214,6 +2457,13 @@ func (x *CloneVolumeRequest) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *CloneVolumeRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type MapVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
@@ -2224,7 +2474,7 @@ type MapVolumeRequest struct {
 
 func (x *MapVolumeRequest) Reset() {
 	*x = MapVolumeRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[28]
+	mi := &file_control_controlpb_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2486,7 @@ func (x *MapVolumeRequest) String() string {
 func (*MapVolumeRequest) ProtoMessage() {}
 
 func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[28]
+	mi := &file_control_controlpb_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2499,7 @@ func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{28}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MapVolumeRequest) GetPool() string {
@@ -2282,7 +2532,7 @@ type VolumeMap struct {
 
 func (x *VolumeMap) Reset() {
 	*x = VolumeMap{}
-	mi := &file_control_controlpb_control_proto_msgTypes[29]
+	mi := &file_control_controlpb_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2544,7 @@ func (x *VolumeMap) String() string {
 func (*VolumeMap) ProtoMessage() {}
 
 func (x *VolumeMap) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[29]
+	mi := &file_control_controlpb_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2557,7 @@ func (x *VolumeMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeMap.ProtoReflect.Descriptor instead.
 func (*VolumeMap) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{29}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VolumeMap) GetVolume() string {
@@ -2379,7 +2629,7 @@ type ChangesRequest struct {
 
 func (x *ChangesRequest) Reset() {
 	*x = ChangesRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[30]
+	mi := &file_control_controlpb_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2641,7 @@ func (x *ChangesRequest) String() string {
 func (*ChangesRequest) ProtoMessage() {}
 
 func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[30]
+	mi := &file_control_controlpb_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2654,7 @@ func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesRequest.ProtoReflect.Descriptor instead.
 func (*ChangesRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{30}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ChangesRequest) GetPool() string {
@@ -2453,7 +2703,7 @@ type ChangesResponse struct {
 
 func (x *ChangesResponse) Reset() {
 	*x = ChangesResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[31]
+	mi := &file_control_controlpb_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +2715,7 @@ func (x *ChangesResponse) String() string {
 func (*ChangesResponse) ProtoMessage() {}
 
 func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[31]
+	mi := &file_control_controlpb_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +2728,7 @@ func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesResponse.ProtoReflect.Descriptor instead.
 func (*ChangesResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{31}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ChangesResponse) GetSizeBytes() uint64 {
@@ -2513,7 +2763,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_control_controlpb_control_proto_msgTypes[32]
+	mi := &file_control_controlpb_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2775,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[32]
+	mi := &file_control_controlpb_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2788,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{32}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Change) GetOffsetBytes() uint64 {
@@ -2573,7 +2823,7 @@ type SetLabelsRequest struct {
 
 func (x *SetLabelsRequest) Reset() {
 	*x = SetLabelsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[33]
+	mi := &file_control_controlpb_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +2835,7 @@ func (x *SetLabelsRequest) String() string {
 func (*SetLabelsRequest) ProtoMessage() {}
 
 func (x *SetLabelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[33]
+	mi := &file_control_controlpb_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +2848,7 @@ func (x *SetLabelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLabelsRequest.ProtoReflect.Descriptor instead.
 func (*SetLabelsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{33}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SetLabelsRequest) GetPool() string {
@@ -2641,7 +2891,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_control_controlpb_control_proto_msgTypes[34]
+	mi := &file_control_controlpb_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +2903,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[34]
+	mi := &file_control_controlpb_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2666,7 +2916,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{34}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Snapshot) GetVolume() string {
@@ -2758,7 +3008,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[35]
+	mi := &file_control_controlpb_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +3020,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[35]
+	mi := &file_control_controlpb_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +3033,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{35}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateSnapshotRequest) GetPool() string {
@@ -2814,6 +3064,118 @@ func (x *CreateSnapshotRequest) GetLabels() map[string]string {
 	return nil
 }
 
+type CreateGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Volumes       []string               `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"` // of each of the snapshots
+	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupRequest) Reset() {
+	*x = CreateGroupRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupRequest) ProtoMessage() {}
+
+func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
+func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *CreateGroupRequest) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *CreateGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type CreateGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"` // in the order of the request's volumes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupResponse) Reset() {
+	*x = CreateGroupResponse{}
+	mi := &file_control_controlpb_control_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupResponse) ProtoMessage() {}
+
+func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupResponse.ProtoReflect.Descriptor instead.
+func (*CreateGroupResponse) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *CreateGroupResponse) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
 type ListSnapshotsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`     // "": all
@@ -2824,7 +3186,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[36]
+	mi := &file_control_controlpb_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +3198,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[36]
+	mi := &file_control_controlpb_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,7 +3211,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{36}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListSnapshotsRequest) GetPool() string {
@@ -2875,7 +3237,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[37]
+	mi := &file_control_controlpb_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2887,7 +3249,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[37]
+	mi := &file_control_controlpb_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2900,7 +3262,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{37}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -2921,7 +3283,7 @@ type RevertSnapshotRequest struct {
 
 func (x *RevertSnapshotRequest) Reset() {
 	*x = RevertSnapshotRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[38]
+	mi := &file_control_controlpb_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +3295,7 @@ func (x *RevertSnapshotRequest) String() string {
 func (*RevertSnapshotRequest) ProtoMessage() {}
 
 func (x *RevertSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[38]
+	mi := &file_control_controlpb_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +3308,7 @@ func (x *RevertSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevertSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RevertSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{38}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RevertSnapshotRequest) GetPool() string {
@@ -2981,7 +3343,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[39]
+	mi := &file_control_controlpb_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2993,7 +3355,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[39]
+	mi := &file_control_controlpb_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3368,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{39}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteSnapshotRequest) GetPool() string {
@@ -3049,7 +3411,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_control_controlpb_control_proto_msgTypes[40]
+	mi := &file_control_controlpb_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3061,7 +3423,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[40]
+	mi := &file_control_controlpb_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3074,7 +3436,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{40}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Job) GetId() string {
@@ -3164,7 +3526,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[41]
+	mi := &file_control_controlpb_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3176,7 +3538,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[41]
+	mi := &file_control_controlpb_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +3551,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{41}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListJobsRequest) GetPool() string {
@@ -3215,7 +3577,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[42]
+	mi := &file_control_controlpb_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3227,7 +3589,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[42]
+	mi := &file_control_controlpb_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3240,7 +3602,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{42}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -3260,7 +3622,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[43]
+	mi := &file_control_controlpb_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3272,7 +3634,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[43]
+	mi := &file_control_controlpb_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3285,7 +3647,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{43}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WatchJobRequest) GetId() string {
@@ -3319,7 +3681,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_control_controlpb_control_proto_msgTypes[44]
+	mi := &file_control_controlpb_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3331,7 +3693,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[44]
+	mi := &file_control_controlpb_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3344,7 +3706,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{44}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -3421,7 +3783,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[45]
+	mi := &file_control_controlpb_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3433,7 +3795,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[45]
+	mi := &file_control_controlpb_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3446,7 +3808,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{45}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *WatchEventsRequest) GetPool() string {
@@ -3470,6 +3832,1328 @@ func (x *WatchEventsRequest) GetAfter() uint64 {
 	return 0
 }
 
+type Device struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // /dev/ublkb0, /dev/nbd0, /dev/loop0
+	Via           Via                    `protobuf:"varint,2,opt,name=via,proto3,enum=ashlar.control.v1.Via" json:"via,omitempty"`
+	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`       // how the way was chosen; one sentence; empty for a device found again
+	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"` // as it was asked for: VOLUME, POOL/VOLUME, VOLUME@SNAPSHOT, /path, nbd://...
+	Pool          string                 `protobuf:"bytes,5,opt,name=pool,proto3" json:"pool,omitempty"`     // of a volume
+	Volume        string                 `protobuf:"bytes,6,opt,name=volume,proto3" json:"volume,omitempty"` // "": not a volume
+	Snapshot      string                 `protobuf:"bytes,7,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	SizeBytes     uint64                 `protobuf:"varint,8,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	ReadOnly      bool                   `protobuf:"varint,9,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Queues        uint32                 `protobuf:"varint,10,opt,name=queues,proto3" json:"queues,omitempty"`
+	Depth         uint32                 `protobuf:"varint,11,opt,name=depth,proto3" json:"depth,omitempty"`      // of each queue
+	Attached      *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=attached,proto3" json:"attached,omitempty"` // since when
+	State         DeviceState            `protobuf:"varint,13,opt,name=state,proto3,enum=ashlar.control.v1.DeviceState" json:"state,omitempty"`
+	Reason        string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`   // why it is not online
+	Mounts        []string               `protobuf:"bytes,15,rep,name=mounts,proto3" json:"mounts,omitempty"`   // where it is mounted
+	Holders       []string               `protobuf:"bytes,16,rep,name=holders,proto3" json:"holders,omitempty"` // devices made of it
+	Major         uint32                 `protobuf:"varint,17,opt,name=major,proto3" json:"major,omitempty"`
+	Minor         uint32                 `protobuf:"varint,18,opt,name=minor,proto3" json:"minor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Device) Reset() {
+	*x = Device{}
+	mi := &file_control_controlpb_control_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Device) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Device) ProtoMessage() {}
+
+func (x *Device) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Device.ProtoReflect.Descriptor instead.
+func (*Device) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *Device) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Device) GetVia() Via {
+	if x != nil {
+		return x.Via
+	}
+	return Via_VIA_UNSPECIFIED
+}
+
+func (x *Device) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Device) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Device) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *Device) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Device) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *Device) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Device) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *Device) GetQueues() uint32 {
+	if x != nil {
+		return x.Queues
+	}
+	return 0
+}
+
+func (x *Device) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *Device) GetAttached() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Attached
+	}
+	return nil
+}
+
+func (x *Device) GetState() DeviceState {
+	if x != nil {
+		return x.State
+	}
+	return DeviceState_DEVICE_STATE_UNSPECIFIED
+}
+
+func (x *Device) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Device) GetMounts() []string {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
+func (x *Device) GetHolders() []string {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *Device) GetMajor() uint32 {
+	if x != nil {
+		return x.Major
+	}
+	return 0
+}
+
+func (x *Device) GetMinor() uint32 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
+type AttachRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // VOLUME, POOL/VOLUME, VOLUME@SNAPSHOT, an absolute path, or an NBD URI
+	Via           Via                    `protobuf:"varint,2,opt,name=via,proto3,enum=ashlar.control.v1.Via" json:"via,omitempty"`
+	Queues        uint32                 `protobuf:"varint,3,opt,name=queues,proto3" json:"queues,omitempty"` // 0: as many as suit
+	Depth         uint32                 `protobuf:"varint,4,opt,name=depth,proto3" json:"depth,omitempty"`   // 0: as suits
+	ReadOnly      bool                   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachRequest) Reset() {
+	*x = AttachRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachRequest) ProtoMessage() {}
+
+func (x *AttachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
+func (*AttachRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *AttachRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *AttachRequest) GetVia() Via {
+	if x != nil {
+		return x.Via
+	}
+	return Via_VIA_UNSPECIFIED
+}
+
+func (x *AttachRequest) GetQueues() uint32 {
+	if x != nil {
+		return x.Queues
+	}
+	return 0
+}
+
+func (x *AttachRequest) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *AttachRequest) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+type DetachRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // the path of the device, or the source it was attached as
+	// Also when what was written to the device and not synced cannot be written
+	// back, because its source is away. Never while it is mounted.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachRequest) Reset() {
+	*x = DetachRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachRequest) ProtoMessage() {}
+
+func (x *DetachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
+func (*DetachRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *DetachRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DetachRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type DetachResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        *Device                `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"` // as it was
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachResponse) Reset() {
+	*x = DetachResponse{}
+	mi := &file_control_controlpb_control_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachResponse) ProtoMessage() {}
+
+func (x *DetachResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
+func (*DetachResponse) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *DetachResponse) GetDevice() *Device {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
+type ListDevicesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDevicesRequest) Reset() {
+	*x = ListDevicesRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDevicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDevicesRequest) ProtoMessage() {}
+
+func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
+func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{54}
+}
+
+type ListDevicesResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Devices []*Device              `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
+	// What each way needs and lacks here, in the order in which they are tried.
+	Support       []*ViaSupport `protobuf:"bytes,2,rep,name=support,proto3" json:"support,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDevicesResponse) Reset() {
+	*x = ListDevicesResponse{}
+	mi := &file_control_controlpb_control_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDevicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDevicesResponse) ProtoMessage() {}
+
+func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
+func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *ListDevicesResponse) GetDevices() []*Device {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *ListDevicesResponse) GetSupport() []*ViaSupport {
+	if x != nil {
+		return x.Support
+	}
+	return nil
+}
+
+type ViaSupport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Via           Via                    `protobuf:"varint,1,opt,name=via,proto3,enum=ashlar.control.v1.Via" json:"via,omitempty"`
+	Available     bool                   `protobuf:"varint,2,opt,name=available,proto3" json:"available,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // why not, with the remedy
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ViaSupport) Reset() {
+	*x = ViaSupport{}
+	mi := &file_control_controlpb_control_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ViaSupport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ViaSupport) ProtoMessage() {}
+
+func (x *ViaSupport) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ViaSupport.ProtoReflect.Descriptor instead.
+func (*ViaSupport) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ViaSupport) GetVia() Via {
+	if x != nil {
+		return x.Via
+	}
+	return Via_VIA_UNSPECIFIED
+}
+
+func (x *ViaSupport) GetAvailable() bool {
+	if x != nil {
+		return x.Available
+	}
+	return false
+}
+
+func (x *ViaSupport) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type StatsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volumes       []string               `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"` // only these exports and devices; none: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsRequest) Reset() {
+	*x = StatsRequest{}
+	mi := &file_control_controlpb_control_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsRequest) ProtoMessage() {}
+
+func (x *StatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
+func (*StatsRequest) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *StatsRequest) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+type StatsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`                                 // of the counts
+	Started       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started,proto3" json:"started,omitempty"`                           // when they began at 0
+	Volumes       []*VolumeStats         `protobuf:"bytes,3,rep,name=volumes,proto3" json:"volumes,omitempty"`                           // by name
+	Reactors      []*ReactorStats        `protobuf:"bytes,4,rep,name=reactors,proto3" json:"reactors,omitempty"`                         // by index
+	Disks         []*DiskStats           `protobuf:"bytes,5,rep,name=disks,proto3" json:"disks,omitempty"`                               // by name; block devices of the node, seen from the kernel
+	Unobserved    []*Unobserved          `protobuf:"bytes,6,rep,name=unobserved,proto3" json:"unobserved,omitempty"`                     // what is not seen, and why
+	CpuSeconds    float64                `protobuf:"fixed64,7,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"` // of the daemon, user and system
+	RssBytes      uint64                 `protobuf:"varint,8,opt,name=rss_bytes,json=rssBytes,proto3" json:"rss_bytes,omitempty"`        // of the daemon
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsResponse) Reset() {
+	*x = StatsResponse{}
+	mi := &file_control_controlpb_control_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsResponse) ProtoMessage() {}
+
+func (x *StatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
+func (*StatsResponse) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *StatsResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetVolumes() []*VolumeStats {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetReactors() []*ReactorStats {
+	if x != nil {
+		return x.Reactors
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetDisks() []*DiskStats {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetUnobserved() []*Unobserved {
+	if x != nil {
+		return x.Unobserved
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetCpuSeconds() float64 {
+	if x != nil {
+		return x.CpuSeconds
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetRssBytes() uint64 {
+	if x != nil {
+		return x.RssBytes
+	}
+	return 0
+}
+
+// Histogram counts durations. Bucket i has those of at least lower_ns[i] and less
+// than the next bucket's bound; buckets without any are left out, but the bounds
+// are always from one fixed table, so histograms can be subtracted and added.
+type Histogram struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	SumNs         uint64                 `protobuf:"varint,2,opt,name=sum_ns,json=sumNs,proto3" json:"sum_ns,omitempty"`
+	LowerNs       []uint64               `protobuf:"varint,3,rep,packed,name=lower_ns,json=lowerNs,proto3" json:"lower_ns,omitempty"`
+	UpperNs       []uint64               `protobuf:"varint,4,rep,packed,name=upper_ns,json=upperNs,proto3" json:"upper_ns,omitempty"`
+	Counts        []uint64               `protobuf:"varint,5,rep,packed,name=counts,proto3" json:"counts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Histogram) Reset() {
+	*x = Histogram{}
+	mi := &file_control_controlpb_control_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Histogram) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Histogram) ProtoMessage() {}
+
+func (x *Histogram) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Histogram.ProtoReflect.Descriptor instead.
+func (*Histogram) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *Histogram) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Histogram) GetSumNs() uint64 {
+	if x != nil {
+		return x.SumNs
+	}
+	return 0
+}
+
+func (x *Histogram) GetLowerNs() []uint64 {
+	if x != nil {
+		return x.LowerNs
+	}
+	return nil
+}
+
+func (x *Histogram) GetUpperNs() []uint64 {
+	if x != nil {
+		return x.UpperNs
+	}
+	return nil
+}
+
+func (x *Histogram) GetCounts() []uint64 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+type VolumeStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // of the export, or the source of the device
+	Pool          string                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"` // "": not a volume of a pool
+	OpenCount     uint32                 `protobuf:"varint,3,opt,name=open_count,json=openCount,proto3" json:"open_count,omitempty"`
+	InFlight      uint32                 `protobuf:"varint,4,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	Operations    []*OperationStats      `protobuf:"bytes,5,rep,name=operations,proto3" json:"operations,omitempty"` // those that were used
+	Limits        *Limits                `protobuf:"bytes,6,opt,name=limits,proto3" json:"limits,omitempty"`
+	SizeBytes     uint64                 `protobuf:"varint,7,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeStats) Reset() {
+	*x = VolumeStats{}
+	mi := &file_control_controlpb_control_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeStats) ProtoMessage() {}
+
+func (x *VolumeStats) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeStats.ProtoReflect.Descriptor instead.
+func (*VolumeStats) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *VolumeStats) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VolumeStats) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *VolumeStats) GetOpenCount() uint32 {
+	if x != nil {
+		return x.OpenCount
+	}
+	return 0
+}
+
+func (x *VolumeStats) GetInFlight() uint32 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *VolumeStats) GetOperations() []*OperationStats {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+func (x *VolumeStats) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *VolumeStats) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+type OperationStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operation     string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"` // read, write, flush, discard, write-zeroes, cache, extents
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	Errors        uint64                 `protobuf:"varint,3,opt,name=errors,proto3" json:"errors,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Latency       *Histogram             `protobuf:"bytes,5,opt,name=latency,proto3" json:"latency,omitempty"` // from the request's arrival to its reply
+	Stages        []*StageStats          `protobuf:"bytes,6,rep,name=stages,proto3" json:"stages,omitempty"`   // in the order of the way; their sums are that of latency
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperationStats) Reset() {
+	*x = OperationStats{}
+	mi := &file_control_controlpb_control_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperationStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperationStats) ProtoMessage() {}
+
+func (x *OperationStats) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperationStats.ProtoReflect.Descriptor instead.
+func (*OperationStats) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *OperationStats) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *OperationStats) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *OperationStats) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *OperationStats) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *OperationStats) GetLatency() *Histogram {
+	if x != nil {
+		return x.Latency
+	}
+	return nil
+}
+
+func (x *OperationStats) GetStages() []*StageStats {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+type StageStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// receive: from the arrival of the header to the end of the payload.
+	// queue: until the store has it: waiting for buffers, slots, and limits.
+	// metadata: in the pool until the disks have it: locks, maps, allocation, checksums.
+	// device: until the last disk has done it.
+	// commit: until metadata is durable: flushes and FUA.
+	// finish: in the pool after the disks: verifying.
+	// reply: until the client's reply is on its way.
+	Stage         string     `protobuf:"bytes,1,opt,name=stage,proto3" json:"stage,omitempty"`
+	Time          *Histogram `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StageStats) Reset() {
+	*x = StageStats{}
+	mi := &file_control_controlpb_control_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StageStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StageStats) ProtoMessage() {}
+
+func (x *StageStats) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StageStats.ProtoReflect.Descriptor instead.
+func (*StageStats) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *StageStats) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *StageStats) GetTime() *Histogram {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+type ReactorStats struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Index        uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Cpu          uint32                 `protobuf:"varint,2,opt,name=cpu,proto3" json:"cpu,omitempty"` // pinned to; with pinned
+	Pinned       bool                   `protobuf:"varint,3,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	BusyNs       uint64                 `protobuf:"varint,4,opt,name=busy_ns,json=busyNs,proto3" json:"busy_ns,omitempty"`    // at work
+	IdleNs       uint64                 `protobuf:"varint,5,opt,name=idle_ns,json=idleNs,proto3" json:"idle_ns,omitempty"`    // spinning for work
+	SleepNs      uint64                 `protobuf:"varint,6,opt,name=sleep_ns,json=sleepNs,proto3" json:"sleep_ns,omitempty"` // blocked in the kernel
+	Turns        uint64                 `protobuf:"varint,7,opt,name=turns,proto3" json:"turns,omitempty"`
+	Enters       uint64                 `protobuf:"varint,8,opt,name=enters,proto3" json:"enters,omitempty"`                                   // system calls to submit or wait
+	SpinBudgetNs uint64                 `protobuf:"varint,9,opt,name=spin_budget_ns,json=spinBudgetNs,proto3" json:"spin_budget_ns,omitempty"` // how long it spins before it sleeps, now
+	ServiceNs    uint64                 `protobuf:"varint,10,opt,name=service_ns,json=serviceNs,proto3" json:"service_ns,omitempty"`           // the device service time the budget was learned from
+	// From the kernel, by eBPF; absent when not observed.
+	OffCpu        *Histogram `protobuf:"bytes,11,opt,name=off_cpu,json=offCpu,proto3" json:"off_cpu,omitempty"` // waiting for a CPU while runnable, or blocked
+	Wakeup        *Histogram `protobuf:"bytes,12,opt,name=wakeup,proto3" json:"wakeup,omitempty"`               // from being woken to running
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReactorStats) Reset() {
+	*x = ReactorStats{}
+	mi := &file_control_controlpb_control_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReactorStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReactorStats) ProtoMessage() {}
+
+func (x *ReactorStats) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReactorStats.ProtoReflect.Descriptor instead.
+func (*ReactorStats) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *ReactorStats) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *ReactorStats) GetCpu() uint32 {
+	if x != nil {
+		return x.Cpu
+	}
+	return 0
+}
+
+func (x *ReactorStats) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+func (x *ReactorStats) GetBusyNs() uint64 {
+	if x != nil {
+		return x.BusyNs
+	}
+	return 0
+}
+
+func (x *ReactorStats) GetIdleNs() uint64 {
+	if x != nil {
+		return x.IdleNs
+	}
+	return 0
+}
+
+func (x *ReactorStats) GetSleepNs() uint64 {
+	if x != nil {
+		return x.SleepNs
+	}
+	return 0
+}
+
+func (x *ReactorStats) GetTurns() uint64 {
+	if x != nil {
+		return x.Turns
+	}
+	return 0
+}
+
+func (x *ReactorStats) GetEnters() uint64 {
+	if x != nil {
+		return x.Enters
+	}
+	return 0
+}
+
+func (x *ReactorStats) GetSpinBudgetNs() uint64 {
+	if x != nil {
+		return x.SpinBudgetNs
+	}
+	return 0
+}
+
+func (x *ReactorStats) GetServiceNs() uint64 {
+	if x != nil {
+		return x.ServiceNs
+	}
+	return 0
+}
+
+func (x *ReactorStats) GetOffCpu() *Histogram {
+	if x != nil {
+		return x.OffCpu
+	}
+	return nil
+}
+
+func (x *ReactorStats) GetWakeup() *Histogram {
+	if x != nil {
+		return x.Wakeup
+	}
+	return nil
+}
+
+type DiskStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // nvme0n1
+	Major         uint32                 `protobuf:"varint,2,opt,name=major,proto3" json:"major,omitempty"`
+	Minor         uint32                 `protobuf:"varint,3,opt,name=minor,proto3" json:"minor,omitempty"`
+	QueueDepth    uint32                 `protobuf:"varint,4,opt,name=queue_depth,json=queueDepth,proto3" json:"queue_depth,omitempty"` // in flight now
+	Merges        uint64                 `protobuf:"varint,5,opt,name=merges,proto3" json:"merges,omitempty"`
+	Operations    []*DiskOperationStats  `protobuf:"bytes,6,rep,name=operations,proto3" json:"operations,omitempty"`
+	Pools         []string               `protobuf:"bytes,7,rep,name=pools,proto3" json:"pools,omitempty"` // that have it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskStats) Reset() {
+	*x = DiskStats{}
+	mi := &file_control_controlpb_control_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskStats) ProtoMessage() {}
+
+func (x *DiskStats) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskStats.ProtoReflect.Descriptor instead.
+func (*DiskStats) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *DiskStats) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DiskStats) GetMajor() uint32 {
+	if x != nil {
+		return x.Major
+	}
+	return 0
+}
+
+func (x *DiskStats) GetMinor() uint32 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
+func (x *DiskStats) GetQueueDepth() uint32 {
+	if x != nil {
+		return x.QueueDepth
+	}
+	return 0
+}
+
+func (x *DiskStats) GetMerges() uint64 {
+	if x != nil {
+		return x.Merges
+	}
+	return 0
+}
+
+func (x *DiskStats) GetOperations() []*DiskOperationStats {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+func (x *DiskStats) GetPools() []string {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+type DiskOperationStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operation     string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"` // read, write, flush, discard
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	Errors        uint64                 `protobuf:"varint,3,opt,name=errors,proto3" json:"errors,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Queue         *Histogram             `protobuf:"bytes,5,opt,name=queue,proto3" json:"queue,omitempty"`     // from insertion to issue
+	Service       *Histogram             `protobuf:"bytes,6,opt,name=service,proto3" json:"service,omitempty"` // from issue to completion
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskOperationStats) Reset() {
+	*x = DiskOperationStats{}
+	mi := &file_control_controlpb_control_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskOperationStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskOperationStats) ProtoMessage() {}
+
+func (x *DiskOperationStats) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskOperationStats.ProtoReflect.Descriptor instead.
+func (*DiskOperationStats) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *DiskOperationStats) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *DiskOperationStats) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *DiskOperationStats) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *DiskOperationStats) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DiskOperationStats) GetQueue() *Histogram {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *DiskOperationStats) GetService() *Histogram {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+type Unobserved struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`     // disks, reactors, io_uring, nbd, ublk
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // CAP_BPF is missing, no BTF, no tracepoint ...
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unobserved) Reset() {
+	*x = Unobserved{}
+	mi := &file_control_controlpb_control_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unobserved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unobserved) ProtoMessage() {}
+
+func (x *Unobserved) ProtoReflect() protoreflect.Message {
+	mi := &file_control_controlpb_control_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unobserved.ProtoReflect.Descriptor instead.
+func (*Unobserved) Descriptor() ([]byte, []int) {
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *Unobserved) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Unobserved) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type InfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3478,7 +5162,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[46]
+	mi := &file_control_controlpb_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3490,7 +5174,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[46]
+	mi := &file_control_controlpb_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3503,7 +5187,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{46}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{67}
 }
 
 type InfoResponse struct {
@@ -3522,7 +5206,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[47]
+	mi := &file_control_controlpb_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3534,7 +5218,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[47]
+	mi := &file_control_controlpb_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3547,7 +5231,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{47}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *InfoResponse) GetVersion() string {
@@ -3620,7 +5304,7 @@ type Export struct {
 
 func (x *Export) Reset() {
 	*x = Export{}
-	mi := &file_control_controlpb_control_proto_msgTypes[48]
+	mi := &file_control_controlpb_control_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3632,7 +5316,7 @@ func (x *Export) String() string {
 func (*Export) ProtoMessage() {}
 
 func (x *Export) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[48]
+	mi := &file_control_controlpb_control_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3645,7 +5329,7 @@ func (x *Export) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Export.ProtoReflect.Descriptor instead.
 func (*Export) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{48}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Export) GetName() string {
@@ -3698,7 +5382,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_control_controlpb_control_proto_msgTypes[49]
+	mi := &file_control_controlpb_control_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3710,7 +5394,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[49]
+	mi := &file_control_controlpb_control_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3723,7 +5407,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{49}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{70}
 }
 
 type HealthResponse struct {
@@ -3736,7 +5420,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_control_controlpb_control_proto_msgTypes[50]
+	mi := &file_control_controlpb_control_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3748,7 +5432,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[50]
+	mi := &file_control_controlpb_control_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3761,7 +5445,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{50}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *HealthResponse) GetState() HealthState {
@@ -3792,7 +5476,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_control_controlpb_control_proto_msgTypes[51]
+	mi := &file_control_controlpb_control_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3804,7 +5488,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_control_controlpb_control_proto_msgTypes[51]
+	mi := &file_control_controlpb_control_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3817,7 +5501,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_control_controlpb_control_proto_rawDescGZIP(), []int{51}
+	return file_control_controlpb_control_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Problem) GetReason() Reason {
@@ -3951,7 +5635,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x12DestroyPoolRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\avolumes\x18\x02 \x01(\bR\avolumes\"\x15\n" +
-	"\x13DestroyPoolResponse\"\xda\x03\n" +
+	"\x13DestroyPoolResponse\"\xa7\x04\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -3968,17 +5652,27 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	" \x01(\rR\topenCount\x12\x14\n" +
 	"\x05depth\x18\v \x01(\rR\x05depth\x12'\n" +
 	"\x0fallocated_bytes\x18\f \x01(\x04R\x0eallocatedBytes\x12\x12\n" +
-	"\x04uris\x18\r \x03(\tR\x04uris\x1a9\n" +
+	"\x04uris\x18\r \x03(\tR\x04uris\x121\n" +
+	"\x06limits\x18\x0e \x01(\v2\x19.ashlar.control.v1.LimitsR\x06limits\x12\x18\n" +
+	"\adevices\x18\x0f \x03(\tR\adevices\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf9\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"E\n" +
+	"\x06Limits\x12\x12\n" +
+	"\x04iops\x18\x01 \x01(\x04R\x04iops\x12'\n" +
+	"\x0fbandwidth_bytes\x18\x02 \x01(\x04R\x0ebandwidthBytes\"m\n" +
+	"\x10SetLimitsRequest\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x121\n" +
+	"\x06limits\x18\x03 \x01(\v2\x19.ashlar.control.v1.LimitsR\x06limits\"\xac\x02\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x14\n" +
 	"\x05thick\x18\x04 \x01(\bR\x05thick\x12J\n" +
-	"\x06labels\x18\x05 \x03(\v22.ashlar.control.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x05 \x03(\v22.ashlar.control.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x121\n" +
+	"\x06limits\x18\x06 \x01(\v2\x19.ashlar.control.v1.LimitsR\x06limits\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xae\x01\n" +
@@ -4001,7 +5695,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
-	"\tsnapshots\x18\x03 \x01(\bR\tsnapshots\"\xc5\x02\n" +
+	"\tsnapshots\x18\x03 \x01(\bR\tsnapshots\"\xf8\x02\n" +
 	"\x12CloneVolumeRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12#\n" +
 	"\rsource_volume\x18\x02 \x01(\tR\fsourceVolume\x12'\n" +
@@ -4010,7 +5704,8 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\n" +
 	"size_bytes\x18\x05 \x01(\x04R\tsizeBytes\x12\x14\n" +
 	"\x05thick\x18\x06 \x01(\bR\x05thick\x12I\n" +
-	"\x06labels\x18\a \x03(\v21.ashlar.control.v1.CloneVolumeRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\a \x03(\v21.ashlar.control.v1.CloneVolumeRequest.LabelsEntryR\x06labels\x121\n" +
+	"\x06limits\x18\b \x01(\v2\x19.ashlar.control.v1.LimitsR\x06limits\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
@@ -4075,7 +5770,17 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v24.ashlar.control.v1.CreateSnapshotRequest.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdc\x01\n" +
+	"\x12CreateGroupRequest\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
+	"\avolumes\x18\x02 \x03(\tR\avolumes\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12I\n" +
+	"\x06labels\x18\x04 \x03(\v21.ashlar.control.v1.CreateGroupRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"P\n" +
+	"\x13CreateGroupResponse\x129\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x1b.ashlar.control.v1.SnapshotR\tsnapshots\"B\n" +
 	"\x14ListSnapshotsRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\"R\n" +
@@ -4125,7 +5830,128 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x12WatchEventsRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x14\n" +
-	"\x05after\x18\x03 \x01(\x04R\x05after\"\r\n" +
+	"\x05after\x18\x03 \x01(\x04R\x05after\"\x86\x04\n" +
+	"\x06Device\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12(\n" +
+	"\x03via\x18\x02 \x01(\x0e2\x16.ashlar.control.v1.ViaR\x03via\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12\x12\n" +
+	"\x04pool\x18\x05 \x01(\tR\x04pool\x12\x16\n" +
+	"\x06volume\x18\x06 \x01(\tR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\a \x01(\tR\bsnapshot\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\b \x01(\x04R\tsizeBytes\x12\x1b\n" +
+	"\tread_only\x18\t \x01(\bR\breadOnly\x12\x16\n" +
+	"\x06queues\x18\n" +
+	" \x01(\rR\x06queues\x12\x14\n" +
+	"\x05depth\x18\v \x01(\rR\x05depth\x126\n" +
+	"\battached\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\battached\x124\n" +
+	"\x05state\x18\r \x01(\x0e2\x1e.ashlar.control.v1.DeviceStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x0e \x01(\tR\x06reason\x12\x16\n" +
+	"\x06mounts\x18\x0f \x03(\tR\x06mounts\x12\x18\n" +
+	"\aholders\x18\x10 \x03(\tR\aholders\x12\x14\n" +
+	"\x05major\x18\x11 \x01(\rR\x05major\x12\x14\n" +
+	"\x05minor\x18\x12 \x01(\rR\x05minor\"\x9c\x01\n" +
+	"\rAttachRequest\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12(\n" +
+	"\x03via\x18\x02 \x01(\x0e2\x16.ashlar.control.v1.ViaR\x03via\x12\x16\n" +
+	"\x06queues\x18\x03 \x01(\rR\x06queues\x12\x14\n" +
+	"\x05depth\x18\x04 \x01(\rR\x05depth\x12\x1b\n" +
+	"\tread_only\x18\x05 \x01(\bR\breadOnly\"9\n" +
+	"\rDetachRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"C\n" +
+	"\x0eDetachResponse\x121\n" +
+	"\x06device\x18\x01 \x01(\v2\x19.ashlar.control.v1.DeviceR\x06device\"\x14\n" +
+	"\x12ListDevicesRequest\"\x83\x01\n" +
+	"\x13ListDevicesResponse\x123\n" +
+	"\adevices\x18\x01 \x03(\v2\x19.ashlar.control.v1.DeviceR\adevices\x127\n" +
+	"\asupport\x18\x02 \x03(\v2\x1d.ashlar.control.v1.ViaSupportR\asupport\"l\n" +
+	"\n" +
+	"ViaSupport\x12(\n" +
+	"\x03via\x18\x01 \x01(\x0e2\x16.ashlar.control.v1.ViaR\x03via\x12\x1c\n" +
+	"\tavailable\x18\x02 \x01(\bR\tavailable\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"(\n" +
+	"\fStatsRequest\x12\x18\n" +
+	"\avolumes\x18\x01 \x03(\tR\avolumes\"\x9d\x03\n" +
+	"\rStatsResponse\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x124\n" +
+	"\astarted\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x128\n" +
+	"\avolumes\x18\x03 \x03(\v2\x1e.ashlar.control.v1.VolumeStatsR\avolumes\x12;\n" +
+	"\breactors\x18\x04 \x03(\v2\x1f.ashlar.control.v1.ReactorStatsR\breactors\x122\n" +
+	"\x05disks\x18\x05 \x03(\v2\x1c.ashlar.control.v1.DiskStatsR\x05disks\x12=\n" +
+	"\n" +
+	"unobserved\x18\x06 \x03(\v2\x1d.ashlar.control.v1.UnobservedR\n" +
+	"unobserved\x12\x1f\n" +
+	"\vcpu_seconds\x18\a \x01(\x01R\n" +
+	"cpuSeconds\x12\x1b\n" +
+	"\trss_bytes\x18\b \x01(\x04R\brssBytes\"\x86\x01\n" +
+	"\tHistogram\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x15\n" +
+	"\x06sum_ns\x18\x02 \x01(\x04R\x05sumNs\x12\x19\n" +
+	"\blower_ns\x18\x03 \x03(\x04R\alowerNs\x12\x19\n" +
+	"\bupper_ns\x18\x04 \x03(\x04R\aupperNs\x12\x16\n" +
+	"\x06counts\x18\x05 \x03(\x04R\x06counts\"\x86\x02\n" +
+	"\vVolumeStats\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04pool\x18\x02 \x01(\tR\x04pool\x12\x1d\n" +
+	"\n" +
+	"open_count\x18\x03 \x01(\rR\topenCount\x12\x1b\n" +
+	"\tin_flight\x18\x04 \x01(\rR\binFlight\x12A\n" +
+	"\n" +
+	"operations\x18\x05 \x03(\v2!.ashlar.control.v1.OperationStatsR\n" +
+	"operations\x121\n" +
+	"\x06limits\x18\x06 \x01(\v2\x19.ashlar.control.v1.LimitsR\x06limits\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\a \x01(\x04R\tsizeBytes\"\xe1\x01\n" +
+	"\x0eOperationStats\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x16\n" +
+	"\x06errors\x18\x03 \x01(\x04R\x06errors\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x126\n" +
+	"\alatency\x18\x05 \x01(\v2\x1c.ashlar.control.v1.HistogramR\alatency\x125\n" +
+	"\x06stages\x18\x06 \x03(\v2\x1d.ashlar.control.v1.StageStatsR\x06stages\"T\n" +
+	"\n" +
+	"StageStats\x12\x14\n" +
+	"\x05stage\x18\x01 \x01(\tR\x05stage\x120\n" +
+	"\x04time\x18\x02 \x01(\v2\x1c.ashlar.control.v1.HistogramR\x04time\"\xfb\x02\n" +
+	"\fReactorStats\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x12\x10\n" +
+	"\x03cpu\x18\x02 \x01(\rR\x03cpu\x12\x16\n" +
+	"\x06pinned\x18\x03 \x01(\bR\x06pinned\x12\x17\n" +
+	"\abusy_ns\x18\x04 \x01(\x04R\x06busyNs\x12\x17\n" +
+	"\aidle_ns\x18\x05 \x01(\x04R\x06idleNs\x12\x19\n" +
+	"\bsleep_ns\x18\x06 \x01(\x04R\asleepNs\x12\x14\n" +
+	"\x05turns\x18\a \x01(\x04R\x05turns\x12\x16\n" +
+	"\x06enters\x18\b \x01(\x04R\x06enters\x12$\n" +
+	"\x0espin_budget_ns\x18\t \x01(\x04R\fspinBudgetNs\x12\x1d\n" +
+	"\n" +
+	"service_ns\x18\n" +
+	" \x01(\x04R\tserviceNs\x125\n" +
+	"\aoff_cpu\x18\v \x01(\v2\x1c.ashlar.control.v1.HistogramR\x06offCpu\x124\n" +
+	"\x06wakeup\x18\f \x01(\v2\x1c.ashlar.control.v1.HistogramR\x06wakeup\"\xe1\x01\n" +
+	"\tDiskStats\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05major\x18\x02 \x01(\rR\x05major\x12\x14\n" +
+	"\x05minor\x18\x03 \x01(\rR\x05minor\x12\x1f\n" +
+	"\vqueue_depth\x18\x04 \x01(\rR\n" +
+	"queueDepth\x12\x16\n" +
+	"\x06merges\x18\x05 \x01(\x04R\x06merges\x12E\n" +
+	"\n" +
+	"operations\x18\x06 \x03(\v2%.ashlar.control.v1.DiskOperationStatsR\n" +
+	"operations\x12\x14\n" +
+	"\x05pools\x18\a \x03(\tR\x05pools\"\xe2\x01\n" +
+	"\x12DiskOperationStats\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x16\n" +
+	"\x06errors\x18\x03 \x01(\x04R\x06errors\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x122\n" +
+	"\x05queue\x18\x05 \x01(\v2\x1c.ashlar.control.v1.HistogramR\x05queue\x126\n" +
+	"\aservice\x18\x06 \x01(\v2\x1c.ashlar.control.v1.HistogramR\aservice\"8\n" +
+	"\n" +
+	"Unobserved\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\r\n" +
 	"\vInfoRequest\"\xc4\x02\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -4179,7 +6005,17 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x14EVENT_KIND_SPACE_LOW\x10\x04\x12\x13\n" +
 	"\x0fEVENT_KIND_FULL\x10\x05\x12\x17\n" +
 	"\x13EVENT_KIND_REPAIRED\x10\x06\x12\x13\n" +
-	"\x0fEVENT_KIND_POOL\x10\a*t\n" +
+	"\x0fEVENT_KIND_POOL\x10\a*C\n" +
+	"\x03Via\x12\x13\n" +
+	"\x0fVIA_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bVIA_UBLK\x10\x01\x12\v\n" +
+	"\aVIA_NBD\x10\x02\x12\f\n" +
+	"\bVIA_FUSE\x10\x03*w\n" +
+	"\vDeviceState\x12\x1c\n" +
+	"\x18DEVICE_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13DEVICE_STATE_ONLINE\x10\x01\x12\x18\n" +
+	"\x14DEVICE_STATE_WAITING\x10\x02\x12\x17\n" +
+	"\x13DEVICE_STATE_FAILED\x10\x03*t\n" +
 	"\vHealthState\x12\x1c\n" +
 	"\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fHEALTH_STATE_OK\x10\x01\x12\x19\n" +
@@ -4218,7 +6054,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x05Close\x12#.ashlar.control.v1.ClosePoolRequest\x1a$.ashlar.control.v1.ClosePoolResponse\x12D\n" +
 	"\x05Scrub\x12#.ashlar.control.v1.ScrubPoolRequest\x1a\x16.ashlar.control.v1.Job\x12H\n" +
 	"\tStopScrub\x12#.ashlar.control.v1.StopScrubRequest\x1a\x16.ashlar.control.v1.Job\x12X\n" +
-	"\aDestroy\x12%.ashlar.control.v1.DestroyPoolRequest\x1a&.ashlar.control.v1.DestroyPoolResponse2\xc1\x05\n" +
+	"\aDestroy\x12%.ashlar.control.v1.DestroyPoolRequest\x1a&.ashlar.control.v1.DestroyPoolResponse2\x8e\x06\n" +
 	"\aVolumes\x12K\n" +
 	"\x06Create\x12&.ashlar.control.v1.CreateVolumeRequest\x1a\x19.ashlar.control.v1.Volume\x12U\n" +
 	"\x04List\x12%.ashlar.control.v1.ListVolumesRequest\x1a&.ashlar.control.v1.ListVolumesResponse\x12E\n" +
@@ -4228,9 +6064,11 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x05Clone\x12%.ashlar.control.v1.CloneVolumeRequest\x1a\x19.ashlar.control.v1.Volume\x12H\n" +
 	"\x03Map\x12#.ashlar.control.v1.MapVolumeRequest\x1a\x1c.ashlar.control.v1.VolumeMap\x12R\n" +
 	"\aChanges\x12!.ashlar.control.v1.ChangesRequest\x1a\".ashlar.control.v1.ChangesResponse0\x01\x12K\n" +
-	"\tSetLabels\x12#.ashlar.control.v1.SetLabelsRequest\x1a\x19.ashlar.control.v1.Volume2\xd2\x02\n" +
+	"\tSetLabels\x12#.ashlar.control.v1.SetLabelsRequest\x1a\x19.ashlar.control.v1.Volume\x12K\n" +
+	"\tSetLimits\x12#.ashlar.control.v1.SetLimitsRequest\x1a\x19.ashlar.control.v1.Volume2\xb0\x03\n" +
 	"\tSnapshots\x12O\n" +
-	"\x06Create\x12(.ashlar.control.v1.CreateSnapshotRequest\x1a\x1b.ashlar.control.v1.Snapshot\x12Y\n" +
+	"\x06Create\x12(.ashlar.control.v1.CreateSnapshotRequest\x1a\x1b.ashlar.control.v1.Snapshot\x12\\\n" +
+	"\vCreateGroup\x12%.ashlar.control.v1.CreateGroupRequest\x1a&.ashlar.control.v1.CreateGroupResponse\x12Y\n" +
 	"\x04List\x12'.ashlar.control.v1.ListSnapshotsRequest\x1a(.ashlar.control.v1.ListSnapshotsResponse\x12M\n" +
 	"\x06Revert\x12(.ashlar.control.v1.RevertSnapshotRequest\x1a\x19.ashlar.control.v1.Volume\x12J\n" +
 	"\x06Delete\x12(.ashlar.control.v1.DeleteSnapshotRequest\x1a\x16.ashlar.control.v1.Job2\x9e\x01\n" +
@@ -4238,7 +6076,13 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x04List\x12\".ashlar.control.v1.ListJobsRequest\x1a#.ashlar.control.v1.ListJobsResponse\x12E\n" +
 	"\x05Watch\x12\".ashlar.control.v1.WatchJobRequest\x1a\x16.ashlar.control.v1.Job0\x012T\n" +
 	"\x06Events\x12J\n" +
-	"\x05Watch\x12%.ashlar.control.v1.WatchEventsRequest\x1a\x18.ashlar.control.v1.Event0\x012\x9e\x01\n" +
+	"\x05Watch\x12%.ashlar.control.v1.WatchEventsRequest\x1a\x18.ashlar.control.v1.Event0\x012\xf6\x01\n" +
+	"\aDevices\x12E\n" +
+	"\x06Attach\x12 .ashlar.control.v1.AttachRequest\x1a\x19.ashlar.control.v1.Device\x12M\n" +
+	"\x06Detach\x12 .ashlar.control.v1.DetachRequest\x1a!.ashlar.control.v1.DetachResponse\x12U\n" +
+	"\x04List\x12%.ashlar.control.v1.ListDevicesRequest\x1a&.ashlar.control.v1.ListDevicesResponse2U\n" +
+	"\aObserve\x12J\n" +
+	"\x05Stats\x12\x1f.ashlar.control.v1.StatsRequest\x1a .ashlar.control.v1.StatsResponse2\x9e\x01\n" +
 	"\x04Node\x12G\n" +
 	"\x04Info\x12\x1e.ashlar.control.v1.InfoRequest\x1a\x1f.ashlar.control.v1.InfoResponse\x12M\n" +
 	"\x06Health\x12 .ashlar.control.v1.HealthRequest\x1a!.ashlar.control.v1.HealthResponseB4Z2github.com/ashlar-storage/ashlar/control/controlpbb\x06proto3"
@@ -4255,177 +6099,243 @@ func file_control_controlpb_control_proto_rawDescGZIP() []byte {
 	return file_control_controlpb_control_proto_rawDescData
 }
 
-var file_control_controlpb_control_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_control_controlpb_control_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_control_controlpb_control_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_control_controlpb_control_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
 var file_control_controlpb_control_proto_goTypes = []any{
 	(PoolState)(0),                // 0: ashlar.control.v1.PoolState
 	(JobKind)(0),                  // 1: ashlar.control.v1.JobKind
 	(JobState)(0),                 // 2: ashlar.control.v1.JobState
 	(EventKind)(0),                // 3: ashlar.control.v1.EventKind
-	(HealthState)(0),              // 4: ashlar.control.v1.HealthState
-	(Reason)(0),                   // 5: ashlar.control.v1.Reason
-	(*Pool)(nil),                  // 6: ashlar.control.v1.Pool
-	(*PoolDevice)(nil),            // 7: ashlar.control.v1.PoolDevice
-	(*Journal)(nil),               // 8: ashlar.control.v1.Journal
-	(*CreatePoolRequest)(nil),     // 9: ashlar.control.v1.CreatePoolRequest
-	(*ListPoolsRequest)(nil),      // 10: ashlar.control.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),     // 11: ashlar.control.v1.ListPoolsResponse
-	(*GetPoolRequest)(nil),        // 12: ashlar.control.v1.GetPoolRequest
-	(*GrowPoolRequest)(nil),       // 13: ashlar.control.v1.GrowPoolRequest
-	(*AddDeviceRequest)(nil),      // 14: ashlar.control.v1.AddDeviceRequest
-	(*ScanPoolsRequest)(nil),      // 15: ashlar.control.v1.ScanPoolsRequest
-	(*ScanPoolsResponse)(nil),     // 16: ashlar.control.v1.ScanPoolsResponse
-	(*FoundPool)(nil),             // 17: ashlar.control.v1.FoundPool
-	(*ScanFailure)(nil),           // 18: ashlar.control.v1.ScanFailure
-	(*OpenPoolRequest)(nil),       // 19: ashlar.control.v1.OpenPoolRequest
-	(*ClosePoolRequest)(nil),      // 20: ashlar.control.v1.ClosePoolRequest
-	(*ClosePoolResponse)(nil),     // 21: ashlar.control.v1.ClosePoolResponse
-	(*ScrubPoolRequest)(nil),      // 22: ashlar.control.v1.ScrubPoolRequest
-	(*StopScrubRequest)(nil),      // 23: ashlar.control.v1.StopScrubRequest
-	(*DestroyPoolRequest)(nil),    // 24: ashlar.control.v1.DestroyPoolRequest
-	(*DestroyPoolResponse)(nil),   // 25: ashlar.control.v1.DestroyPoolResponse
-	(*Volume)(nil),                // 26: ashlar.control.v1.Volume
-	(*CreateVolumeRequest)(nil),   // 27: ashlar.control.v1.CreateVolumeRequest
-	(*ListVolumesRequest)(nil),    // 28: ashlar.control.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),   // 29: ashlar.control.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),      // 30: ashlar.control.v1.GetVolumeRequest
-	(*ResizeVolumeRequest)(nil),   // 31: ashlar.control.v1.ResizeVolumeRequest
-	(*DeleteVolumeRequest)(nil),   // 32: ashlar.control.v1.DeleteVolumeRequest
-	(*CloneVolumeRequest)(nil),    // 33: ashlar.control.v1.CloneVolumeRequest
-	(*MapVolumeRequest)(nil),      // 34: ashlar.control.v1.MapVolumeRequest
-	(*VolumeMap)(nil),             // 35: ashlar.control.v1.VolumeMap
-	(*ChangesRequest)(nil),        // 36: ashlar.control.v1.ChangesRequest
-	(*ChangesResponse)(nil),       // 37: ashlar.control.v1.ChangesResponse
-	(*Change)(nil),                // 38: ashlar.control.v1.Change
-	(*SetLabelsRequest)(nil),      // 39: ashlar.control.v1.SetLabelsRequest
-	(*Snapshot)(nil),              // 40: ashlar.control.v1.Snapshot
-	(*CreateSnapshotRequest)(nil), // 41: ashlar.control.v1.CreateSnapshotRequest
-	(*ListSnapshotsRequest)(nil),  // 42: ashlar.control.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil), // 43: ashlar.control.v1.ListSnapshotsResponse
-	(*RevertSnapshotRequest)(nil), // 44: ashlar.control.v1.RevertSnapshotRequest
-	(*DeleteSnapshotRequest)(nil), // 45: ashlar.control.v1.DeleteSnapshotRequest
-	(*Job)(nil),                   // 46: ashlar.control.v1.Job
-	(*ListJobsRequest)(nil),       // 47: ashlar.control.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),      // 48: ashlar.control.v1.ListJobsResponse
-	(*WatchJobRequest)(nil),       // 49: ashlar.control.v1.WatchJobRequest
-	(*Event)(nil),                 // 50: ashlar.control.v1.Event
-	(*WatchEventsRequest)(nil),    // 51: ashlar.control.v1.WatchEventsRequest
-	(*InfoRequest)(nil),           // 52: ashlar.control.v1.InfoRequest
-	(*InfoResponse)(nil),          // 53: ashlar.control.v1.InfoResponse
-	(*Export)(nil),                // 54: ashlar.control.v1.Export
-	(*HealthRequest)(nil),         // 55: ashlar.control.v1.HealthRequest
-	(*HealthResponse)(nil),        // 56: ashlar.control.v1.HealthResponse
-	(*Problem)(nil),               // 57: ashlar.control.v1.Problem
-	nil,                           // 58: ashlar.control.v1.Volume.LabelsEntry
-	nil,                           // 59: ashlar.control.v1.CreateVolumeRequest.LabelsEntry
-	nil,                           // 60: ashlar.control.v1.ListVolumesRequest.LabelsEntry
-	nil,                           // 61: ashlar.control.v1.CloneVolumeRequest.LabelsEntry
-	nil,                           // 62: ashlar.control.v1.SetLabelsRequest.LabelsEntry
-	nil,                           // 63: ashlar.control.v1.Snapshot.LabelsEntry
-	nil,                           // 64: ashlar.control.v1.CreateSnapshotRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 65: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 66: google.protobuf.Duration
+	(Via)(0),                      // 4: ashlar.control.v1.Via
+	(DeviceState)(0),              // 5: ashlar.control.v1.DeviceState
+	(HealthState)(0),              // 6: ashlar.control.v1.HealthState
+	(Reason)(0),                   // 7: ashlar.control.v1.Reason
+	(*Pool)(nil),                  // 8: ashlar.control.v1.Pool
+	(*PoolDevice)(nil),            // 9: ashlar.control.v1.PoolDevice
+	(*Journal)(nil),               // 10: ashlar.control.v1.Journal
+	(*CreatePoolRequest)(nil),     // 11: ashlar.control.v1.CreatePoolRequest
+	(*ListPoolsRequest)(nil),      // 12: ashlar.control.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),     // 13: ashlar.control.v1.ListPoolsResponse
+	(*GetPoolRequest)(nil),        // 14: ashlar.control.v1.GetPoolRequest
+	(*GrowPoolRequest)(nil),       // 15: ashlar.control.v1.GrowPoolRequest
+	(*AddDeviceRequest)(nil),      // 16: ashlar.control.v1.AddDeviceRequest
+	(*ScanPoolsRequest)(nil),      // 17: ashlar.control.v1.ScanPoolsRequest
+	(*ScanPoolsResponse)(nil),     // 18: ashlar.control.v1.ScanPoolsResponse
+	(*FoundPool)(nil),             // 19: ashlar.control.v1.FoundPool
+	(*ScanFailure)(nil),           // 20: ashlar.control.v1.ScanFailure
+	(*OpenPoolRequest)(nil),       // 21: ashlar.control.v1.OpenPoolRequest
+	(*ClosePoolRequest)(nil),      // 22: ashlar.control.v1.ClosePoolRequest
+	(*ClosePoolResponse)(nil),     // 23: ashlar.control.v1.ClosePoolResponse
+	(*ScrubPoolRequest)(nil),      // 24: ashlar.control.v1.ScrubPoolRequest
+	(*StopScrubRequest)(nil),      // 25: ashlar.control.v1.StopScrubRequest
+	(*DestroyPoolRequest)(nil),    // 26: ashlar.control.v1.DestroyPoolRequest
+	(*DestroyPoolResponse)(nil),   // 27: ashlar.control.v1.DestroyPoolResponse
+	(*Volume)(nil),                // 28: ashlar.control.v1.Volume
+	(*Limits)(nil),                // 29: ashlar.control.v1.Limits
+	(*SetLimitsRequest)(nil),      // 30: ashlar.control.v1.SetLimitsRequest
+	(*CreateVolumeRequest)(nil),   // 31: ashlar.control.v1.CreateVolumeRequest
+	(*ListVolumesRequest)(nil),    // 32: ashlar.control.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),   // 33: ashlar.control.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),      // 34: ashlar.control.v1.GetVolumeRequest
+	(*ResizeVolumeRequest)(nil),   // 35: ashlar.control.v1.ResizeVolumeRequest
+	(*DeleteVolumeRequest)(nil),   // 36: ashlar.control.v1.DeleteVolumeRequest
+	(*CloneVolumeRequest)(nil),    // 37: ashlar.control.v1.CloneVolumeRequest
+	(*MapVolumeRequest)(nil),      // 38: ashlar.control.v1.MapVolumeRequest
+	(*VolumeMap)(nil),             // 39: ashlar.control.v1.VolumeMap
+	(*ChangesRequest)(nil),        // 40: ashlar.control.v1.ChangesRequest
+	(*ChangesResponse)(nil),       // 41: ashlar.control.v1.ChangesResponse
+	(*Change)(nil),                // 42: ashlar.control.v1.Change
+	(*SetLabelsRequest)(nil),      // 43: ashlar.control.v1.SetLabelsRequest
+	(*Snapshot)(nil),              // 44: ashlar.control.v1.Snapshot
+	(*CreateSnapshotRequest)(nil), // 45: ashlar.control.v1.CreateSnapshotRequest
+	(*CreateGroupRequest)(nil),    // 46: ashlar.control.v1.CreateGroupRequest
+	(*CreateGroupResponse)(nil),   // 47: ashlar.control.v1.CreateGroupResponse
+	(*ListSnapshotsRequest)(nil),  // 48: ashlar.control.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil), // 49: ashlar.control.v1.ListSnapshotsResponse
+	(*RevertSnapshotRequest)(nil), // 50: ashlar.control.v1.RevertSnapshotRequest
+	(*DeleteSnapshotRequest)(nil), // 51: ashlar.control.v1.DeleteSnapshotRequest
+	(*Job)(nil),                   // 52: ashlar.control.v1.Job
+	(*ListJobsRequest)(nil),       // 53: ashlar.control.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),      // 54: ashlar.control.v1.ListJobsResponse
+	(*WatchJobRequest)(nil),       // 55: ashlar.control.v1.WatchJobRequest
+	(*Event)(nil),                 // 56: ashlar.control.v1.Event
+	(*WatchEventsRequest)(nil),    // 57: ashlar.control.v1.WatchEventsRequest
+	(*Device)(nil),                // 58: ashlar.control.v1.Device
+	(*AttachRequest)(nil),         // 59: ashlar.control.v1.AttachRequest
+	(*DetachRequest)(nil),         // 60: ashlar.control.v1.DetachRequest
+	(*DetachResponse)(nil),        // 61: ashlar.control.v1.DetachResponse
+	(*ListDevicesRequest)(nil),    // 62: ashlar.control.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),   // 63: ashlar.control.v1.ListDevicesResponse
+	(*ViaSupport)(nil),            // 64: ashlar.control.v1.ViaSupport
+	(*StatsRequest)(nil),          // 65: ashlar.control.v1.StatsRequest
+	(*StatsResponse)(nil),         // 66: ashlar.control.v1.StatsResponse
+	(*Histogram)(nil),             // 67: ashlar.control.v1.Histogram
+	(*VolumeStats)(nil),           // 68: ashlar.control.v1.VolumeStats
+	(*OperationStats)(nil),        // 69: ashlar.control.v1.OperationStats
+	(*StageStats)(nil),            // 70: ashlar.control.v1.StageStats
+	(*ReactorStats)(nil),          // 71: ashlar.control.v1.ReactorStats
+	(*DiskStats)(nil),             // 72: ashlar.control.v1.DiskStats
+	(*DiskOperationStats)(nil),    // 73: ashlar.control.v1.DiskOperationStats
+	(*Unobserved)(nil),            // 74: ashlar.control.v1.Unobserved
+	(*InfoRequest)(nil),           // 75: ashlar.control.v1.InfoRequest
+	(*InfoResponse)(nil),          // 76: ashlar.control.v1.InfoResponse
+	(*Export)(nil),                // 77: ashlar.control.v1.Export
+	(*HealthRequest)(nil),         // 78: ashlar.control.v1.HealthRequest
+	(*HealthResponse)(nil),        // 79: ashlar.control.v1.HealthResponse
+	(*Problem)(nil),               // 80: ashlar.control.v1.Problem
+	nil,                           // 81: ashlar.control.v1.Volume.LabelsEntry
+	nil,                           // 82: ashlar.control.v1.CreateVolumeRequest.LabelsEntry
+	nil,                           // 83: ashlar.control.v1.ListVolumesRequest.LabelsEntry
+	nil,                           // 84: ashlar.control.v1.CloneVolumeRequest.LabelsEntry
+	nil,                           // 85: ashlar.control.v1.SetLabelsRequest.LabelsEntry
+	nil,                           // 86: ashlar.control.v1.Snapshot.LabelsEntry
+	nil,                           // 87: ashlar.control.v1.CreateSnapshotRequest.LabelsEntry
+	nil,                           // 88: ashlar.control.v1.CreateGroupRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 89: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 90: google.protobuf.Duration
 }
 var file_control_controlpb_control_proto_depIdxs = []int32{
-	0,  // 0: ashlar.control.v1.Pool.state:type_name -> ashlar.control.v1.PoolState
-	7,  // 1: ashlar.control.v1.Pool.devices:type_name -> ashlar.control.v1.PoolDevice
-	65, // 2: ashlar.control.v1.Pool.created:type_name -> google.protobuf.Timestamp
-	8,  // 3: ashlar.control.v1.Pool.journal:type_name -> ashlar.control.v1.Journal
-	6,  // 4: ashlar.control.v1.ListPoolsResponse.pools:type_name -> ashlar.control.v1.Pool
-	17, // 5: ashlar.control.v1.ScanPoolsResponse.pools:type_name -> ashlar.control.v1.FoundPool
-	18, // 6: ashlar.control.v1.ScanPoolsResponse.failures:type_name -> ashlar.control.v1.ScanFailure
-	7,  // 7: ashlar.control.v1.FoundPool.devices:type_name -> ashlar.control.v1.PoolDevice
-	65, // 8: ashlar.control.v1.FoundPool.created:type_name -> google.protobuf.Timestamp
-	58, // 9: ashlar.control.v1.Volume.labels:type_name -> ashlar.control.v1.Volume.LabelsEntry
-	65, // 10: ashlar.control.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	59, // 11: ashlar.control.v1.CreateVolumeRequest.labels:type_name -> ashlar.control.v1.CreateVolumeRequest.LabelsEntry
-	60, // 12: ashlar.control.v1.ListVolumesRequest.labels:type_name -> ashlar.control.v1.ListVolumesRequest.LabelsEntry
-	26, // 13: ashlar.control.v1.ListVolumesResponse.volumes:type_name -> ashlar.control.v1.Volume
-	61, // 14: ashlar.control.v1.CloneVolumeRequest.labels:type_name -> ashlar.control.v1.CloneVolumeRequest.LabelsEntry
-	40, // 15: ashlar.control.v1.VolumeMap.snapshots:type_name -> ashlar.control.v1.Snapshot
-	38, // 16: ashlar.control.v1.ChangesResponse.changes:type_name -> ashlar.control.v1.Change
-	62, // 17: ashlar.control.v1.SetLabelsRequest.labels:type_name -> ashlar.control.v1.SetLabelsRequest.LabelsEntry
-	65, // 18: ashlar.control.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	63, // 19: ashlar.control.v1.Snapshot.labels:type_name -> ashlar.control.v1.Snapshot.LabelsEntry
-	64, // 20: ashlar.control.v1.CreateSnapshotRequest.labels:type_name -> ashlar.control.v1.CreateSnapshotRequest.LabelsEntry
-	40, // 21: ashlar.control.v1.ListSnapshotsResponse.snapshots:type_name -> ashlar.control.v1.Snapshot
-	1,  // 22: ashlar.control.v1.Job.kind:type_name -> ashlar.control.v1.JobKind
-	2,  // 23: ashlar.control.v1.Job.state:type_name -> ashlar.control.v1.JobState
-	65, // 24: ashlar.control.v1.Job.started:type_name -> google.protobuf.Timestamp
-	65, // 25: ashlar.control.v1.Job.ended:type_name -> google.protobuf.Timestamp
-	46, // 26: ashlar.control.v1.ListJobsResponse.jobs:type_name -> ashlar.control.v1.Job
-	66, // 27: ashlar.control.v1.WatchJobRequest.interval:type_name -> google.protobuf.Duration
-	65, // 28: ashlar.control.v1.Event.time:type_name -> google.protobuf.Timestamp
-	3,  // 29: ashlar.control.v1.Event.kind:type_name -> ashlar.control.v1.EventKind
-	65, // 30: ashlar.control.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
-	66, // 31: ashlar.control.v1.InfoResponse.uptime:type_name -> google.protobuf.Duration
-	6,  // 32: ashlar.control.v1.InfoResponse.pools:type_name -> ashlar.control.v1.Pool
-	54, // 33: ashlar.control.v1.InfoResponse.exports:type_name -> ashlar.control.v1.Export
-	4,  // 34: ashlar.control.v1.HealthResponse.state:type_name -> ashlar.control.v1.HealthState
-	5,  // 35: ashlar.control.v1.Problem.reason:type_name -> ashlar.control.v1.Reason
-	9,  // 36: ashlar.control.v1.Pools.Create:input_type -> ashlar.control.v1.CreatePoolRequest
-	10, // 37: ashlar.control.v1.Pools.List:input_type -> ashlar.control.v1.ListPoolsRequest
-	12, // 38: ashlar.control.v1.Pools.Get:input_type -> ashlar.control.v1.GetPoolRequest
-	13, // 39: ashlar.control.v1.Pools.Grow:input_type -> ashlar.control.v1.GrowPoolRequest
-	14, // 40: ashlar.control.v1.Pools.AddDevice:input_type -> ashlar.control.v1.AddDeviceRequest
-	15, // 41: ashlar.control.v1.Pools.Scan:input_type -> ashlar.control.v1.ScanPoolsRequest
-	19, // 42: ashlar.control.v1.Pools.Open:input_type -> ashlar.control.v1.OpenPoolRequest
-	20, // 43: ashlar.control.v1.Pools.Close:input_type -> ashlar.control.v1.ClosePoolRequest
-	22, // 44: ashlar.control.v1.Pools.Scrub:input_type -> ashlar.control.v1.ScrubPoolRequest
-	23, // 45: ashlar.control.v1.Pools.StopScrub:input_type -> ashlar.control.v1.StopScrubRequest
-	24, // 46: ashlar.control.v1.Pools.Destroy:input_type -> ashlar.control.v1.DestroyPoolRequest
-	27, // 47: ashlar.control.v1.Volumes.Create:input_type -> ashlar.control.v1.CreateVolumeRequest
-	28, // 48: ashlar.control.v1.Volumes.List:input_type -> ashlar.control.v1.ListVolumesRequest
-	30, // 49: ashlar.control.v1.Volumes.Get:input_type -> ashlar.control.v1.GetVolumeRequest
-	31, // 50: ashlar.control.v1.Volumes.Resize:input_type -> ashlar.control.v1.ResizeVolumeRequest
-	32, // 51: ashlar.control.v1.Volumes.Delete:input_type -> ashlar.control.v1.DeleteVolumeRequest
-	33, // 52: ashlar.control.v1.Volumes.Clone:input_type -> ashlar.control.v1.CloneVolumeRequest
-	34, // 53: ashlar.control.v1.Volumes.Map:input_type -> ashlar.control.v1.MapVolumeRequest
-	36, // 54: ashlar.control.v1.Volumes.Changes:input_type -> ashlar.control.v1.ChangesRequest
-	39, // 55: ashlar.control.v1.Volumes.SetLabels:input_type -> ashlar.control.v1.SetLabelsRequest
-	41, // 56: ashlar.control.v1.Snapshots.Create:input_type -> ashlar.control.v1.CreateSnapshotRequest
-	42, // 57: ashlar.control.v1.Snapshots.List:input_type -> ashlar.control.v1.ListSnapshotsRequest
-	44, // 58: ashlar.control.v1.Snapshots.Revert:input_type -> ashlar.control.v1.RevertSnapshotRequest
-	45, // 59: ashlar.control.v1.Snapshots.Delete:input_type -> ashlar.control.v1.DeleteSnapshotRequest
-	47, // 60: ashlar.control.v1.Jobs.List:input_type -> ashlar.control.v1.ListJobsRequest
-	49, // 61: ashlar.control.v1.Jobs.Watch:input_type -> ashlar.control.v1.WatchJobRequest
-	51, // 62: ashlar.control.v1.Events.Watch:input_type -> ashlar.control.v1.WatchEventsRequest
-	52, // 63: ashlar.control.v1.Node.Info:input_type -> ashlar.control.v1.InfoRequest
-	55, // 64: ashlar.control.v1.Node.Health:input_type -> ashlar.control.v1.HealthRequest
-	6,  // 65: ashlar.control.v1.Pools.Create:output_type -> ashlar.control.v1.Pool
-	11, // 66: ashlar.control.v1.Pools.List:output_type -> ashlar.control.v1.ListPoolsResponse
-	6,  // 67: ashlar.control.v1.Pools.Get:output_type -> ashlar.control.v1.Pool
-	6,  // 68: ashlar.control.v1.Pools.Grow:output_type -> ashlar.control.v1.Pool
-	6,  // 69: ashlar.control.v1.Pools.AddDevice:output_type -> ashlar.control.v1.Pool
-	16, // 70: ashlar.control.v1.Pools.Scan:output_type -> ashlar.control.v1.ScanPoolsResponse
-	6,  // 71: ashlar.control.v1.Pools.Open:output_type -> ashlar.control.v1.Pool
-	21, // 72: ashlar.control.v1.Pools.Close:output_type -> ashlar.control.v1.ClosePoolResponse
-	46, // 73: ashlar.control.v1.Pools.Scrub:output_type -> ashlar.control.v1.Job
-	46, // 74: ashlar.control.v1.Pools.StopScrub:output_type -> ashlar.control.v1.Job
-	25, // 75: ashlar.control.v1.Pools.Destroy:output_type -> ashlar.control.v1.DestroyPoolResponse
-	26, // 76: ashlar.control.v1.Volumes.Create:output_type -> ashlar.control.v1.Volume
-	29, // 77: ashlar.control.v1.Volumes.List:output_type -> ashlar.control.v1.ListVolumesResponse
-	26, // 78: ashlar.control.v1.Volumes.Get:output_type -> ashlar.control.v1.Volume
-	26, // 79: ashlar.control.v1.Volumes.Resize:output_type -> ashlar.control.v1.Volume
-	46, // 80: ashlar.control.v1.Volumes.Delete:output_type -> ashlar.control.v1.Job
-	26, // 81: ashlar.control.v1.Volumes.Clone:output_type -> ashlar.control.v1.Volume
-	35, // 82: ashlar.control.v1.Volumes.Map:output_type -> ashlar.control.v1.VolumeMap
-	37, // 83: ashlar.control.v1.Volumes.Changes:output_type -> ashlar.control.v1.ChangesResponse
-	26, // 84: ashlar.control.v1.Volumes.SetLabels:output_type -> ashlar.control.v1.Volume
-	40, // 85: ashlar.control.v1.Snapshots.Create:output_type -> ashlar.control.v1.Snapshot
-	43, // 86: ashlar.control.v1.Snapshots.List:output_type -> ashlar.control.v1.ListSnapshotsResponse
-	26, // 87: ashlar.control.v1.Snapshots.Revert:output_type -> ashlar.control.v1.Volume
-	46, // 88: ashlar.control.v1.Snapshots.Delete:output_type -> ashlar.control.v1.Job
-	48, // 89: ashlar.control.v1.Jobs.List:output_type -> ashlar.control.v1.ListJobsResponse
-	46, // 90: ashlar.control.v1.Jobs.Watch:output_type -> ashlar.control.v1.Job
-	50, // 91: ashlar.control.v1.Events.Watch:output_type -> ashlar.control.v1.Event
-	53, // 92: ashlar.control.v1.Node.Info:output_type -> ashlar.control.v1.InfoResponse
-	56, // 93: ashlar.control.v1.Node.Health:output_type -> ashlar.control.v1.HealthResponse
-	65, // [65:94] is the sub-list for method output_type
-	36, // [36:65] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	0,   // 0: ashlar.control.v1.Pool.state:type_name -> ashlar.control.v1.PoolState
+	9,   // 1: ashlar.control.v1.Pool.devices:type_name -> ashlar.control.v1.PoolDevice
+	89,  // 2: ashlar.control.v1.Pool.created:type_name -> google.protobuf.Timestamp
+	10,  // 3: ashlar.control.v1.Pool.journal:type_name -> ashlar.control.v1.Journal
+	8,   // 4: ashlar.control.v1.ListPoolsResponse.pools:type_name -> ashlar.control.v1.Pool
+	19,  // 5: ashlar.control.v1.ScanPoolsResponse.pools:type_name -> ashlar.control.v1.FoundPool
+	20,  // 6: ashlar.control.v1.ScanPoolsResponse.failures:type_name -> ashlar.control.v1.ScanFailure
+	9,   // 7: ashlar.control.v1.FoundPool.devices:type_name -> ashlar.control.v1.PoolDevice
+	89,  // 8: ashlar.control.v1.FoundPool.created:type_name -> google.protobuf.Timestamp
+	81,  // 9: ashlar.control.v1.Volume.labels:type_name -> ashlar.control.v1.Volume.LabelsEntry
+	89,  // 10: ashlar.control.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	29,  // 11: ashlar.control.v1.Volume.limits:type_name -> ashlar.control.v1.Limits
+	29,  // 12: ashlar.control.v1.SetLimitsRequest.limits:type_name -> ashlar.control.v1.Limits
+	82,  // 13: ashlar.control.v1.CreateVolumeRequest.labels:type_name -> ashlar.control.v1.CreateVolumeRequest.LabelsEntry
+	29,  // 14: ashlar.control.v1.CreateVolumeRequest.limits:type_name -> ashlar.control.v1.Limits
+	83,  // 15: ashlar.control.v1.ListVolumesRequest.labels:type_name -> ashlar.control.v1.ListVolumesRequest.LabelsEntry
+	28,  // 16: ashlar.control.v1.ListVolumesResponse.volumes:type_name -> ashlar.control.v1.Volume
+	84,  // 17: ashlar.control.v1.CloneVolumeRequest.labels:type_name -> ashlar.control.v1.CloneVolumeRequest.LabelsEntry
+	29,  // 18: ashlar.control.v1.CloneVolumeRequest.limits:type_name -> ashlar.control.v1.Limits
+	44,  // 19: ashlar.control.v1.VolumeMap.snapshots:type_name -> ashlar.control.v1.Snapshot
+	42,  // 20: ashlar.control.v1.ChangesResponse.changes:type_name -> ashlar.control.v1.Change
+	85,  // 21: ashlar.control.v1.SetLabelsRequest.labels:type_name -> ashlar.control.v1.SetLabelsRequest.LabelsEntry
+	89,  // 22: ashlar.control.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	86,  // 23: ashlar.control.v1.Snapshot.labels:type_name -> ashlar.control.v1.Snapshot.LabelsEntry
+	87,  // 24: ashlar.control.v1.CreateSnapshotRequest.labels:type_name -> ashlar.control.v1.CreateSnapshotRequest.LabelsEntry
+	88,  // 25: ashlar.control.v1.CreateGroupRequest.labels:type_name -> ashlar.control.v1.CreateGroupRequest.LabelsEntry
+	44,  // 26: ashlar.control.v1.CreateGroupResponse.snapshots:type_name -> ashlar.control.v1.Snapshot
+	44,  // 27: ashlar.control.v1.ListSnapshotsResponse.snapshots:type_name -> ashlar.control.v1.Snapshot
+	1,   // 28: ashlar.control.v1.Job.kind:type_name -> ashlar.control.v1.JobKind
+	2,   // 29: ashlar.control.v1.Job.state:type_name -> ashlar.control.v1.JobState
+	89,  // 30: ashlar.control.v1.Job.started:type_name -> google.protobuf.Timestamp
+	89,  // 31: ashlar.control.v1.Job.ended:type_name -> google.protobuf.Timestamp
+	52,  // 32: ashlar.control.v1.ListJobsResponse.jobs:type_name -> ashlar.control.v1.Job
+	90,  // 33: ashlar.control.v1.WatchJobRequest.interval:type_name -> google.protobuf.Duration
+	89,  // 34: ashlar.control.v1.Event.time:type_name -> google.protobuf.Timestamp
+	3,   // 35: ashlar.control.v1.Event.kind:type_name -> ashlar.control.v1.EventKind
+	4,   // 36: ashlar.control.v1.Device.via:type_name -> ashlar.control.v1.Via
+	89,  // 37: ashlar.control.v1.Device.attached:type_name -> google.protobuf.Timestamp
+	5,   // 38: ashlar.control.v1.Device.state:type_name -> ashlar.control.v1.DeviceState
+	4,   // 39: ashlar.control.v1.AttachRequest.via:type_name -> ashlar.control.v1.Via
+	58,  // 40: ashlar.control.v1.DetachResponse.device:type_name -> ashlar.control.v1.Device
+	58,  // 41: ashlar.control.v1.ListDevicesResponse.devices:type_name -> ashlar.control.v1.Device
+	64,  // 42: ashlar.control.v1.ListDevicesResponse.support:type_name -> ashlar.control.v1.ViaSupport
+	4,   // 43: ashlar.control.v1.ViaSupport.via:type_name -> ashlar.control.v1.Via
+	89,  // 44: ashlar.control.v1.StatsResponse.time:type_name -> google.protobuf.Timestamp
+	89,  // 45: ashlar.control.v1.StatsResponse.started:type_name -> google.protobuf.Timestamp
+	68,  // 46: ashlar.control.v1.StatsResponse.volumes:type_name -> ashlar.control.v1.VolumeStats
+	71,  // 47: ashlar.control.v1.StatsResponse.reactors:type_name -> ashlar.control.v1.ReactorStats
+	72,  // 48: ashlar.control.v1.StatsResponse.disks:type_name -> ashlar.control.v1.DiskStats
+	74,  // 49: ashlar.control.v1.StatsResponse.unobserved:type_name -> ashlar.control.v1.Unobserved
+	69,  // 50: ashlar.control.v1.VolumeStats.operations:type_name -> ashlar.control.v1.OperationStats
+	29,  // 51: ashlar.control.v1.VolumeStats.limits:type_name -> ashlar.control.v1.Limits
+	67,  // 52: ashlar.control.v1.OperationStats.latency:type_name -> ashlar.control.v1.Histogram
+	70,  // 53: ashlar.control.v1.OperationStats.stages:type_name -> ashlar.control.v1.StageStats
+	67,  // 54: ashlar.control.v1.StageStats.time:type_name -> ashlar.control.v1.Histogram
+	67,  // 55: ashlar.control.v1.ReactorStats.off_cpu:type_name -> ashlar.control.v1.Histogram
+	67,  // 56: ashlar.control.v1.ReactorStats.wakeup:type_name -> ashlar.control.v1.Histogram
+	73,  // 57: ashlar.control.v1.DiskStats.operations:type_name -> ashlar.control.v1.DiskOperationStats
+	67,  // 58: ashlar.control.v1.DiskOperationStats.queue:type_name -> ashlar.control.v1.Histogram
+	67,  // 59: ashlar.control.v1.DiskOperationStats.service:type_name -> ashlar.control.v1.Histogram
+	89,  // 60: ashlar.control.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	90,  // 61: ashlar.control.v1.InfoResponse.uptime:type_name -> google.protobuf.Duration
+	8,   // 62: ashlar.control.v1.InfoResponse.pools:type_name -> ashlar.control.v1.Pool
+	77,  // 63: ashlar.control.v1.InfoResponse.exports:type_name -> ashlar.control.v1.Export
+	6,   // 64: ashlar.control.v1.HealthResponse.state:type_name -> ashlar.control.v1.HealthState
+	7,   // 65: ashlar.control.v1.Problem.reason:type_name -> ashlar.control.v1.Reason
+	11,  // 66: ashlar.control.v1.Pools.Create:input_type -> ashlar.control.v1.CreatePoolRequest
+	12,  // 67: ashlar.control.v1.Pools.List:input_type -> ashlar.control.v1.ListPoolsRequest
+	14,  // 68: ashlar.control.v1.Pools.Get:input_type -> ashlar.control.v1.GetPoolRequest
+	15,  // 69: ashlar.control.v1.Pools.Grow:input_type -> ashlar.control.v1.GrowPoolRequest
+	16,  // 70: ashlar.control.v1.Pools.AddDevice:input_type -> ashlar.control.v1.AddDeviceRequest
+	17,  // 71: ashlar.control.v1.Pools.Scan:input_type -> ashlar.control.v1.ScanPoolsRequest
+	21,  // 72: ashlar.control.v1.Pools.Open:input_type -> ashlar.control.v1.OpenPoolRequest
+	22,  // 73: ashlar.control.v1.Pools.Close:input_type -> ashlar.control.v1.ClosePoolRequest
+	24,  // 74: ashlar.control.v1.Pools.Scrub:input_type -> ashlar.control.v1.ScrubPoolRequest
+	25,  // 75: ashlar.control.v1.Pools.StopScrub:input_type -> ashlar.control.v1.StopScrubRequest
+	26,  // 76: ashlar.control.v1.Pools.Destroy:input_type -> ashlar.control.v1.DestroyPoolRequest
+	31,  // 77: ashlar.control.v1.Volumes.Create:input_type -> ashlar.control.v1.CreateVolumeRequest
+	32,  // 78: ashlar.control.v1.Volumes.List:input_type -> ashlar.control.v1.ListVolumesRequest
+	34,  // 79: ashlar.control.v1.Volumes.Get:input_type -> ashlar.control.v1.GetVolumeRequest
+	35,  // 80: ashlar.control.v1.Volumes.Resize:input_type -> ashlar.control.v1.ResizeVolumeRequest
+	36,  // 81: ashlar.control.v1.Volumes.Delete:input_type -> ashlar.control.v1.DeleteVolumeRequest
+	37,  // 82: ashlar.control.v1.Volumes.Clone:input_type -> ashlar.control.v1.CloneVolumeRequest
+	38,  // 83: ashlar.control.v1.Volumes.Map:input_type -> ashlar.control.v1.MapVolumeRequest
+	40,  // 84: ashlar.control.v1.Volumes.Changes:input_type -> ashlar.control.v1.ChangesRequest
+	43,  // 85: ashlar.control.v1.Volumes.SetLabels:input_type -> ashlar.control.v1.SetLabelsRequest
+	30,  // 86: ashlar.control.v1.Volumes.SetLimits:input_type -> ashlar.control.v1.SetLimitsRequest
+	45,  // 87: ashlar.control.v1.Snapshots.Create:input_type -> ashlar.control.v1.CreateSnapshotRequest
+	46,  // 88: ashlar.control.v1.Snapshots.CreateGroup:input_type -> ashlar.control.v1.CreateGroupRequest
+	48,  // 89: ashlar.control.v1.Snapshots.List:input_type -> ashlar.control.v1.ListSnapshotsRequest
+	50,  // 90: ashlar.control.v1.Snapshots.Revert:input_type -> ashlar.control.v1.RevertSnapshotRequest
+	51,  // 91: ashlar.control.v1.Snapshots.Delete:input_type -> ashlar.control.v1.DeleteSnapshotRequest
+	53,  // 92: ashlar.control.v1.Jobs.List:input_type -> ashlar.control.v1.ListJobsRequest
+	55,  // 93: ashlar.control.v1.Jobs.Watch:input_type -> ashlar.control.v1.WatchJobRequest
+	57,  // 94: ashlar.control.v1.Events.Watch:input_type -> ashlar.control.v1.WatchEventsRequest
+	59,  // 95: ashlar.control.v1.Devices.Attach:input_type -> ashlar.control.v1.AttachRequest
+	60,  // 96: ashlar.control.v1.Devices.Detach:input_type -> ashlar.control.v1.DetachRequest
+	62,  // 97: ashlar.control.v1.Devices.List:input_type -> ashlar.control.v1.ListDevicesRequest
+	65,  // 98: ashlar.control.v1.Observe.Stats:input_type -> ashlar.control.v1.StatsRequest
+	75,  // 99: ashlar.control.v1.Node.Info:input_type -> ashlar.control.v1.InfoRequest
+	78,  // 100: ashlar.control.v1.Node.Health:input_type -> ashlar.control.v1.HealthRequest
+	8,   // 101: ashlar.control.v1.Pools.Create:output_type -> ashlar.control.v1.Pool
+	13,  // 102: ashlar.control.v1.Pools.List:output_type -> ashlar.control.v1.ListPoolsResponse
+	8,   // 103: ashlar.control.v1.Pools.Get:output_type -> ashlar.control.v1.Pool
+	8,   // 104: ashlar.control.v1.Pools.Grow:output_type -> ashlar.control.v1.Pool
+	8,   // 105: ashlar.control.v1.Pools.AddDevice:output_type -> ashlar.control.v1.Pool
+	18,  // 106: ashlar.control.v1.Pools.Scan:output_type -> ashlar.control.v1.ScanPoolsResponse
+	8,   // 107: ashlar.control.v1.Pools.Open:output_type -> ashlar.control.v1.Pool
+	23,  // 108: ashlar.control.v1.Pools.Close:output_type -> ashlar.control.v1.ClosePoolResponse
+	52,  // 109: ashlar.control.v1.Pools.Scrub:output_type -> ashlar.control.v1.Job
+	52,  // 110: ashlar.control.v1.Pools.StopScrub:output_type -> ashlar.control.v1.Job
+	27,  // 111: ashlar.control.v1.Pools.Destroy:output_type -> ashlar.control.v1.DestroyPoolResponse
+	28,  // 112: ashlar.control.v1.Volumes.Create:output_type -> ashlar.control.v1.Volume
+	33,  // 113: ashlar.control.v1.Volumes.List:output_type -> ashlar.control.v1.ListVolumesResponse
+	28,  // 114: ashlar.control.v1.Volumes.Get:output_type -> ashlar.control.v1.Volume
+	28,  // 115: ashlar.control.v1.Volumes.Resize:output_type -> ashlar.control.v1.Volume
+	52,  // 116: ashlar.control.v1.Volumes.Delete:output_type -> ashlar.control.v1.Job
+	28,  // 117: ashlar.control.v1.Volumes.Clone:output_type -> ashlar.control.v1.Volume
+	39,  // 118: ashlar.control.v1.Volumes.Map:output_type -> ashlar.control.v1.VolumeMap
+	41,  // 119: ashlar.control.v1.Volumes.Changes:output_type -> ashlar.control.v1.ChangesResponse
+	28,  // 120: ashlar.control.v1.Volumes.SetLabels:output_type -> ashlar.control.v1.Volume
+	28,  // 121: ashlar.control.v1.Volumes.SetLimits:output_type -> ashlar.control.v1.Volume
+	44,  // 122: ashlar.control.v1.Snapshots.Create:output_type -> ashlar.control.v1.Snapshot
+	47,  // 123: ashlar.control.v1.Snapshots.CreateGroup:output_type -> ashlar.control.v1.CreateGroupResponse
+	49,  // 124: ashlar.control.v1.Snapshots.List:output_type -> ashlar.control.v1.ListSnapshotsResponse
+	28,  // 125: ashlar.control.v1.Snapshots.Revert:output_type -> ashlar.control.v1.Volume
+	52,  // 126: ashlar.control.v1.Snapshots.Delete:output_type -> ashlar.control.v1.Job
+	54,  // 127: ashlar.control.v1.Jobs.List:output_type -> ashlar.control.v1.ListJobsResponse
+	52,  // 128: ashlar.control.v1.Jobs.Watch:output_type -> ashlar.control.v1.Job
+	56,  // 129: ashlar.control.v1.Events.Watch:output_type -> ashlar.control.v1.Event
+	58,  // 130: ashlar.control.v1.Devices.Attach:output_type -> ashlar.control.v1.Device
+	61,  // 131: ashlar.control.v1.Devices.Detach:output_type -> ashlar.control.v1.DetachResponse
+	63,  // 132: ashlar.control.v1.Devices.List:output_type -> ashlar.control.v1.ListDevicesResponse
+	66,  // 133: ashlar.control.v1.Observe.Stats:output_type -> ashlar.control.v1.StatsResponse
+	76,  // 134: ashlar.control.v1.Node.Info:output_type -> ashlar.control.v1.InfoResponse
+	79,  // 135: ashlar.control.v1.Node.Health:output_type -> ashlar.control.v1.HealthResponse
+	101, // [101:136] is the sub-list for method output_type
+	66,  // [66:101] is the sub-list for method input_type
+	66,  // [66:66] is the sub-list for extension type_name
+	66,  // [66:66] is the sub-list for extension extendee
+	0,   // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_control_controlpb_control_proto_init() }
@@ -4438,10 +6348,10 @@ func file_control_controlpb_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_controlpb_control_proto_rawDesc), len(file_control_controlpb_control_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   59,
+			NumEnums:      8,
+			NumMessages:   81,
 			NumExtensions: 0,
-			NumServices:   6,
+			NumServices:   8,
 		},
 		GoTypes:           file_control_controlpb_control_proto_goTypes,
 		DependencyIndexes: file_control_controlpb_control_proto_depIdxs,

@@ -3,7 +3,7 @@
 // mutual TLS.
 //
 // Rules of all messages:
-//   - Fields named *_bytes are bytes; rates are bytes a second.
+//   - Fields named *_bytes are bytes, *_ns nanoseconds; rates are bytes a second.
 //   - pool may be "" wherever it says which pool something is in, as long as one
 //     pool of the node fits: the only one for something new, the only one that
 //     has that name for something that exists. With several: INVALID_ARGUMENT.
@@ -562,6 +562,7 @@ const (
 	Volumes_Map_FullMethodName       = "/ashlar.control.v1.Volumes/Map"
 	Volumes_Changes_FullMethodName   = "/ashlar.control.v1.Volumes/Changes"
 	Volumes_SetLabels_FullMethodName = "/ashlar.control.v1.Volumes/SetLabels"
+	Volumes_SetLimits_FullMethodName = "/ashlar.control.v1.Volumes/SetLimits"
 )
 
 // VolumesClient is the client API for Volumes service.
@@ -591,6 +592,8 @@ type VolumesClient interface {
 	Changes(ctx context.Context, in *ChangesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ChangesResponse], error)
 	// SetLabels replaces the labels of a volume.
 	SetLabels(ctx context.Context, in *SetLabelsRequest, opts ...grpc.CallOption) (*Volume, error)
+	// SetLimits changes how much a volume may do, at once, under load.
+	SetLimits(ctx context.Context, in *SetLimitsRequest, opts ...grpc.CallOption) (*Volume, error)
 }
 
 type volumesClient struct {
@@ -700,6 +703,16 @@ func (c *volumesClient) SetLabels(ctx context.Context, in *SetLabelsRequest, opt
 	return out, nil
 }
 
+func (c *volumesClient) SetLimits(ctx context.Context, in *SetLimitsRequest, opts ...grpc.CallOption) (*Volume, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Volume)
+	err := c.cc.Invoke(ctx, Volumes_SetLimits_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VolumesServer is the server API for Volumes service.
 // All implementations must embed UnimplementedVolumesServer
 // for forward compatibility.
@@ -727,6 +740,8 @@ type VolumesServer interface {
 	Changes(*ChangesRequest, grpc.ServerStreamingServer[ChangesResponse]) error
 	// SetLabels replaces the labels of a volume.
 	SetLabels(context.Context, *SetLabelsRequest) (*Volume, error)
+	// SetLimits changes how much a volume may do, at once, under load.
+	SetLimits(context.Context, *SetLimitsRequest) (*Volume, error)
 	mustEmbedUnimplementedVolumesServer()
 }
 
@@ -763,6 +778,9 @@ func (UnimplementedVolumesServer) Changes(*ChangesRequest, grpc.ServerStreamingS
 }
 func (UnimplementedVolumesServer) SetLabels(context.Context, *SetLabelsRequest) (*Volume, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetLabels not implemented")
+}
+func (UnimplementedVolumesServer) SetLimits(context.Context, *SetLimitsRequest) (*Volume, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetLimits not implemented")
 }
 func (UnimplementedVolumesServer) mustEmbedUnimplementedVolumesServer() {}
 func (UnimplementedVolumesServer) testEmbeddedByValue()                 {}
@@ -940,6 +958,24 @@ func _Volumes_SetLabels_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Volumes_SetLimits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetLimitsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).SetLimits(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_SetLimits_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).SetLimits(ctx, req.(*SetLimitsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Volumes_ServiceDesc is the grpc.ServiceDesc for Volumes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -979,6 +1015,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "SetLabels",
 			Handler:    _Volumes_SetLabels_Handler,
 		},
+		{
+			MethodName: "SetLimits",
+			Handler:    _Volumes_SetLimits_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -991,10 +1031,11 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Snapshots_Create_FullMethodName = "/ashlar.control.v1.Snapshots/Create"
-	Snapshots_List_FullMethodName   = "/ashlar.control.v1.Snapshots/List"
-	Snapshots_Revert_FullMethodName = "/ashlar.control.v1.Snapshots/Revert"
-	Snapshots_Delete_FullMethodName = "/ashlar.control.v1.Snapshots/Delete"
+	Snapshots_Create_FullMethodName      = "/ashlar.control.v1.Snapshots/Create"
+	Snapshots_CreateGroup_FullMethodName = "/ashlar.control.v1.Snapshots/CreateGroup"
+	Snapshots_List_FullMethodName        = "/ashlar.control.v1.Snapshots/List"
+	Snapshots_Revert_FullMethodName      = "/ashlar.control.v1.Snapshots/Revert"
+	Snapshots_Delete_FullMethodName      = "/ashlar.control.v1.Snapshots/Delete"
 )
 
 // SnapshotsClient is the client API for Snapshots service.
@@ -1005,6 +1046,9 @@ const (
 type SnapshotsClient interface {
 	// Create keeps a volume as it is now, under load, as one point.
 	Create(ctx context.Context, in *CreateSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error)
+	// CreateGroup keeps several volumes of one pool as they are at one point in the
+	// order of the writes of all of them: all of the snapshots exist, or none.
+	CreateGroup(ctx context.Context, in *CreateGroupRequest, opts ...grpc.CallOption) (*CreateGroupResponse, error)
 	// List describes snapshots, by pool and volume, oldest first.
 	List(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
 	// Revert makes a volume that no client has open what a snapshot of it is.
@@ -1027,6 +1071,16 @@ func (c *snapshotsClient) Create(ctx context.Context, in *CreateSnapshotRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Snapshot)
 	err := c.cc.Invoke(ctx, Snapshots_Create_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) CreateGroup(ctx context.Context, in *CreateGroupRequest, opts ...grpc.CallOption) (*CreateGroupResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateGroupResponse)
+	err := c.cc.Invoke(ctx, Snapshots_CreateGroup_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1071,6 +1125,9 @@ func (c *snapshotsClient) Delete(ctx context.Context, in *DeleteSnapshotRequest,
 type SnapshotsServer interface {
 	// Create keeps a volume as it is now, under load, as one point.
 	Create(context.Context, *CreateSnapshotRequest) (*Snapshot, error)
+	// CreateGroup keeps several volumes of one pool as they are at one point in the
+	// order of the writes of all of them: all of the snapshots exist, or none.
+	CreateGroup(context.Context, *CreateGroupRequest) (*CreateGroupResponse, error)
 	// List describes snapshots, by pool and volume, oldest first.
 	List(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
 	// Revert makes a volume that no client has open what a snapshot of it is.
@@ -1091,6 +1148,9 @@ type UnimplementedSnapshotsServer struct{}
 
 func (UnimplementedSnapshotsServer) Create(context.Context, *CreateSnapshotRequest) (*Snapshot, error) {
 	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
+}
+func (UnimplementedSnapshotsServer) CreateGroup(context.Context, *CreateGroupRequest) (*CreateGroupResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateGroup not implemented")
 }
 func (UnimplementedSnapshotsServer) List(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
@@ -1136,6 +1196,24 @@ func _Snapshots_Create_Handler(srv interface{}, ctx context.Context, dec func(in
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(SnapshotsServer).Create(ctx, req.(*CreateSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_CreateGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).CreateGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_CreateGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).CreateGroup(ctx, req.(*CreateGroupRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1204,6 +1282,10 @@ var Snapshots_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Create",
 			Handler:    _Snapshots_Create_Handler,
+		},
+		{
+			MethodName: "CreateGroup",
+			Handler:    _Snapshots_CreateGroup_Handler,
 		},
 		{
 			MethodName: "List",
@@ -1488,6 +1570,316 @@ var Events_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 		},
 	},
+	Metadata: "control/controlpb/control.proto",
+}
+
+const (
+	Devices_Attach_FullMethodName = "/ashlar.control.v1.Devices/Attach"
+	Devices_Detach_FullMethodName = "/ashlar.control.v1.Devices/Detach"
+	Devices_List_FullMethodName   = "/ashlar.control.v1.Devices/List"
+)
+
+// DevicesClient is the client API for Devices service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Devices are block devices of this host that the daemon serves: attached through
+// ublk, the kernel's nbd driver, or a loop device on a file of a FUSE mount. The
+// kernel's own lists are the record of them: what is attached survives the
+// daemon, which finds it again when it starts.
+type DevicesClient interface {
+	// Attach makes a block device of a volume, a file, or an NBD export. A source
+	// that is attached is described as it is, if it is attached as asked; else
+	// ALREADY_EXISTS.
+	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*Device, error)
+	// Detach removes a device that nobody uses. FAILED_PRECONDITION, in use, while
+	// it is mounted or held; the message names by what.
+	Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachResponse, error)
+	// List describes the attached devices, by path.
+	List(ctx context.Context, in *ListDevicesRequest, opts ...grpc.CallOption) (*ListDevicesResponse, error)
+}
+
+type devicesClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewDevicesClient(cc grpc.ClientConnInterface) DevicesClient {
+	return &devicesClient{cc}
+}
+
+func (c *devicesClient) Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*Device, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Device)
+	err := c.cc.Invoke(ctx, Devices_Attach_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *devicesClient) Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DetachResponse)
+	err := c.cc.Invoke(ctx, Devices_Detach_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *devicesClient) List(ctx context.Context, in *ListDevicesRequest, opts ...grpc.CallOption) (*ListDevicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDevicesResponse)
+	err := c.cc.Invoke(ctx, Devices_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// DevicesServer is the server API for Devices service.
+// All implementations must embed UnimplementedDevicesServer
+// for forward compatibility.
+//
+// Devices are block devices of this host that the daemon serves: attached through
+// ublk, the kernel's nbd driver, or a loop device on a file of a FUSE mount. The
+// kernel's own lists are the record of them: what is attached survives the
+// daemon, which finds it again when it starts.
+type DevicesServer interface {
+	// Attach makes a block device of a volume, a file, or an NBD export. A source
+	// that is attached is described as it is, if it is attached as asked; else
+	// ALREADY_EXISTS.
+	Attach(context.Context, *AttachRequest) (*Device, error)
+	// Detach removes a device that nobody uses. FAILED_PRECONDITION, in use, while
+	// it is mounted or held; the message names by what.
+	Detach(context.Context, *DetachRequest) (*DetachResponse, error)
+	// List describes the attached devices, by path.
+	List(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
+	mustEmbedUnimplementedDevicesServer()
+}
+
+// UnimplementedDevicesServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedDevicesServer struct{}
+
+func (UnimplementedDevicesServer) Attach(context.Context, *AttachRequest) (*Device, error) {
+	return nil, status.Error(codes.Unimplemented, "method Attach not implemented")
+}
+func (UnimplementedDevicesServer) Detach(context.Context, *DetachRequest) (*DetachResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Detach not implemented")
+}
+func (UnimplementedDevicesServer) List(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedDevicesServer) mustEmbedUnimplementedDevicesServer() {}
+func (UnimplementedDevicesServer) testEmbeddedByValue()                 {}
+
+// UnsafeDevicesServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to DevicesServer will
+// result in compilation errors.
+type UnsafeDevicesServer interface {
+	mustEmbedUnimplementedDevicesServer()
+}
+
+func RegisterDevicesServer(s grpc.ServiceRegistrar, srv DevicesServer) {
+	// If the following call panics, it indicates UnimplementedDevicesServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Devices_ServiceDesc, srv)
+}
+
+func _Devices_Attach_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AttachRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DevicesServer).Attach(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Devices_Attach_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DevicesServer).Attach(ctx, req.(*AttachRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Devices_Detach_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DetachRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DevicesServer).Detach(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Devices_Detach_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DevicesServer).Detach(ctx, req.(*DetachRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Devices_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDevicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DevicesServer).List(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Devices_List_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DevicesServer).List(ctx, req.(*ListDevicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Devices_ServiceDesc is the grpc.ServiceDesc for Devices service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Devices_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "ashlar.control.v1.Devices",
+	HandlerType: (*DevicesServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Attach",
+			Handler:    _Devices_Attach_Handler,
+		},
+		{
+			MethodName: "Detach",
+			Handler:    _Devices_Detach_Handler,
+		},
+		{
+			MethodName: "List",
+			Handler:    _Devices_List_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "control/controlpb/control.proto",
+}
+
+const (
+	Observe_Stats_FullMethodName = "/ashlar.control.v1.Observe/Stats"
+)
+
+// ObserveClient is the client API for Observe service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Observe says where the time of requests goes.
+type ObserveClient interface {
+	// Stats are counts since the daemon began. Two of them, subtracted, are an
+	// interval; the histograms are made for that.
+	Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error)
+}
+
+type observeClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewObserveClient(cc grpc.ClientConnInterface) ObserveClient {
+	return &observeClient{cc}
+}
+
+func (c *observeClient) Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StatsResponse)
+	err := c.cc.Invoke(ctx, Observe_Stats_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ObserveServer is the server API for Observe service.
+// All implementations must embed UnimplementedObserveServer
+// for forward compatibility.
+//
+// Observe says where the time of requests goes.
+type ObserveServer interface {
+	// Stats are counts since the daemon began. Two of them, subtracted, are an
+	// interval; the histograms are made for that.
+	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
+	mustEmbedUnimplementedObserveServer()
+}
+
+// UnimplementedObserveServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedObserveServer struct{}
+
+func (UnimplementedObserveServer) Stats(context.Context, *StatsRequest) (*StatsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Stats not implemented")
+}
+func (UnimplementedObserveServer) mustEmbedUnimplementedObserveServer() {}
+func (UnimplementedObserveServer) testEmbeddedByValue()                 {}
+
+// UnsafeObserveServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ObserveServer will
+// result in compilation errors.
+type UnsafeObserveServer interface {
+	mustEmbedUnimplementedObserveServer()
+}
+
+func RegisterObserveServer(s grpc.ServiceRegistrar, srv ObserveServer) {
+	// If the following call panics, it indicates UnimplementedObserveServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Observe_ServiceDesc, srv)
+}
+
+func _Observe_Stats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StatsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ObserveServer).Stats(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Observe_Stats_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ObserveServer).Stats(ctx, req.(*StatsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Observe_ServiceDesc is the grpc.ServiceDesc for Observe service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Observe_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "ashlar.control.v1.Observe",
+	HandlerType: (*ObserveServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Stats",
+			Handler:    _Observe_Stats_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
 	Metadata: "control/controlpb/control.proto",
 }
 
