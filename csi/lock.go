@@ -1,0 +1,45 @@
+package csi
+
+import (
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// keyLocks hold what calls are at work on. Nobody waits: a second call for the
+// same thing is told to come again, as the specification has it.
+type keyLocks struct {
+	mu   sync.Mutex
+	held map[string]bool
+}
+
+func newKeyLocks() *keyLocks { return &keyLocks{held: map[string]bool{}} }
+
+// lock takes all of the keys, or none and an error ABORTED.
+func (l *keyLocks) lock(keys ...string) (unlock func(), err error) {
+	slices.Sort(keys)
+	keys = slices.Compact(keys)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range keys {
+		if l.held[k] {
+			return nil, status.Errorf(codes.Aborted, "%s: another call is at work on it; repeat this one when that has ended", k)
+		}
+	}
+	for _, k := range keys {
+		l.held[k] = true
+	}
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, k := range keys {
+			delete(l.held, k)
+		}
+	}, nil
+}
+
+// What keys are of. A volume has one name on a node, whatever its pool.
+func volumeKey(volume string) string     { return "volume " + volume }
+func snapshotKey(snapshot string) string { return "snapshot " + snapshot }
