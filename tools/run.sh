@@ -26,10 +26,12 @@ die() { echo "run: $*" >&2; exit 1; }
 command -v fio >/dev/null || die "fio is missing (Debian package fio); make run installs it as root"
 
 dir=$(mktemp -d "${RUN_DIR:-/var/tmp}/ashlar-run.XXXXXX") || die "cannot make a directory in ${RUN_DIR:-/var/tmp}"
-server='' load=''
+server='' load='' device=''
 cleanup() {
   trap '' INT TERM
   [ -z "$load" ] || { kill -KILL "$load"; wait "$load"; } 2>/dev/null # it holds nothing of value
+  # A device outlives its daemon; this one is not to.
+  [ -z "$device" ] || bin/ashlar detach "$device"
   if [ -n "$server" ] && kill -TERM "$server" 2>/dev/null; then
     echo "stopping ashlar (SIGTERM: requests in flight are served first)"
   fi
@@ -65,13 +67,25 @@ if command -v nbdinfo >/dev/null; then
   nbdinfo "$uri" || die "nbdinfo failed"
 fi
 
-say "attach it from another terminal while it runs"
+if [ "$(id -u)" = 0 ]; then
+  say "bin/ashlar attach demo"
+  if device=$(bin/ashlar attach demo); then
+    bin/ashlar devices
+  else
+    device=''
+    echo "no block device here; NBD clients need none"
+  fi
+fi
+
+say "use it from another terminal while it runs"
 cat <<TXT
+  export ASHLAR_SERVER=$ASHLAR_SERVER
+  bin/ashlar top                              (what it does, live)
+  mkfs.ext4 \$(bin/ashlar attach demo)        (root; as a block device)
   nbd-client -unix $socket /dev/nbd0          (root; modprobe nbd first; nbd-client -d /dev/nbd0 detaches)
   nbdsh -u '$uri' -c 'print(h.get_size())'
   qemu-img info '$uri'
   fio --name=look --ioengine=nbd --uri='$uri' --rw=randread --bs=4k --iodepth=32
-  export ASHLAR_SERVER=$ASHLAR_SERVER
   bin/ashlar snapshot create demo@now; bin/ashlar volume map demo; bin/ashlar pool status
 TXT
 
@@ -109,8 +123,18 @@ awk -F';' '/^3;/ {
     printf "%-6s %10d %9.1f %9d %9d %9d\n", name, $iops, $kib * 1.024 / 1000, us[side, 50], us[side, 99], us[side, 99.9]
   }' "$dir/fio.out" || die "cannot read fio's result: $(cat "$dir/fio.out")"
 
+say "bin/ashlar why demo --since-start"
+bin/ashlar why demo --since-start
+
 say "bin/ashlar pool status"
 bin/ashlar pool status
+
+say "how to go on"
+cat <<TXT
+  RUN_KEEP=1 make run                         keep this node until Ctrl-C
+  bin/ashlar doctor                           what this machine lacks, and how to get it
+  bin/ashlar serve --help                     a node of your own; deploy/systemd has a unit, docs/kubernetes.md PVCs
+TXT
 
 if [ "${RUN_KEEP:-}" = 1 ]; then
   say "serving $uri until Ctrl-C"

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,6 +117,7 @@ func words(line string) []string {
 type fakeDaemon struct {
 	address string
 	dir     string
+	silent  atomic.Bool // it answers Observe.Stats no more
 
 	mu    sync.Mutex
 	calls []string
@@ -148,6 +150,9 @@ func (d *fakeDaemon) run(t *testing.T, line string) string {
 	d.mu.Lock()
 	d.calls = nil
 	d.mu.Unlock()
+	fakeClock.Lock()
+	clear(fakeClock.samples) // each command sees the same node
+	fakeClock.Unlock()
 	args := words(line)
 	if len(args) == 0 || args[0] != "ashlar" {
 		t.Fatalf("%q is no command of ashlar", line)
@@ -204,6 +209,9 @@ func (d *fakeDaemon) handle(_ any, stream grpc.ServerStream) error {
 	d.mu.Unlock()
 	if e := d.failure(request); e != nil {
 		return e
+	}
+	if d.silent.Load() && name == "Observe.Stats" {
+		return status.Error(codes.Unavailable, "shut down")
 	}
 	answer := answers[name]
 	if answer == nil {
@@ -348,6 +356,20 @@ var answers = map[string]func(proto.Message) []proto.Message{
 		}})
 	},
 	"Volumes.Create": always(vm1), "Volumes.Get": always(vm1), "Volumes.Resize": always(vm1), "Volumes.Clone": always(vm2),
+	"Volumes.SetLimits": func(r proto.Message) []proto.Message {
+		v := proto.CloneOf(vm1)
+		v.Limits = r.(*controlpb.SetLimitsRequest).GetLimits()
+		return one(v)
+	},
+	"Snapshots.CreateGroup": func(r proto.Message) []proto.Message {
+		reply := &controlpb.CreateGroupResponse{}
+		for _, volume := range r.(*controlpb.CreateGroupRequest).GetVolumes() {
+			s := proto.CloneOf(monday)
+			s.Volume, s.Name = volume, r.(*controlpb.CreateGroupRequest).GetName()
+			reply.Snapshots = append(reply.Snapshots, s)
+		}
+		return one(reply)
+	},
 	"Volumes.List": func(r proto.Message) []proto.Message {
 		if len(r.(*controlpb.ListVolumesRequest).GetLabels()) > 0 {
 			return one(new(controlpb.ListVolumesResponse))

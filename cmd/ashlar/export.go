@@ -53,7 +53,7 @@ type exportFlags struct {
 func newExportCommand() *cobra.Command {
 	f := &exportFlags{}
 	c := &cobra.Command{
-		Use:   "export [flags] FILE|BLOCKDEV | NAME=FILE... | --mem SIZE | --null SIZE",
+		Use:   "export [flags] FILE|BLOCKDEV|URI | NAME=FILE... | --mem SIZE | --null SIZE",
 		Short: "Export files, disks or memory over NBD",
 		Long: `Export serves files or block devices, as they are, to NBD clients.
 
@@ -63,6 +63,10 @@ Without --socket, --listen, --stdio or a socket passed in by the service manager
 
 How the bytes are reached (O_DIRECT, inline for files in memory, or through the
 page cache) is chosen by probing the file, and logged with --verbose.
+
+FILE may also be the URI of an export of another NBD server (nbd://, nbds://,
+nbd+unix://, nbds+unix://). Its connections are made again when they break, and
+requests wait for that, up to five minutes, instead of failing.
 
 SIGTERM and SIGINT drain: no new connection is taken, requests in flight are
 finished, clients are told that the server is going. A second signal cuts.`,
@@ -197,7 +201,7 @@ func (f *exportFlags) run(c *cobra.Command, args []string) (err error) {
 	defer func() { err = errors.Join(err, e.Stop(ctx)) }()
 
 	if f.metrics != "" {
-		_, stop, serveErr := daemon.StartHTTP(f.metrics, daemon.Healthy, e.Collector())
+		_, stop, serveErr := daemon.StartHTTP(f.metrics, daemon.Healthy, e.Collectors()...)
 		if serveErr != nil {
 			return fmt.Errorf("--metrics: %w", serveErr)
 		}

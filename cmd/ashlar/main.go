@@ -74,7 +74,8 @@ func newRootCommand() *cobra.Command {
 		Short: "Userspace block devices over NBD",
 		Long: `Ashlar is a userspace block device engine. It exports files, disks and memory as
 block devices over NBD, and measures them. A daemon keeps pools with thin volumes
-and snapshots; pool, volume, snapshot, job and events ask it.
+and snapshots; pool, volume, snapshot, job and events ask it, why and top show where
+its time goes, and doctor whether a host has what it needs.
 
 Exit codes: 0 done; 1 what was asked could not be done; 2 the command line is
 wrong; with export --run, the exit code of the command that was run; pool check
@@ -87,7 +88,11 @@ has more.`,
 	root.SetVersionTemplate("ashlar {{.Version}}\n")
 	root.AddCommand(newExportCommand(), newBenchCommand(), newManCommand(), newVersionCommand(),
 		newPoolCommand(), newVolumeCommand(), newSnapshotCommand(), newJobCommand(), newEventsCommand())
-	root.AddCommand(newServeCommand())
+	root.AddCommand(newServeCommand(), newAttachCommand(), newDetachCommand(), newDevicesCommand())
+	root.AddCommand(newWhyCommand(), newTopCommand(), newDoctorCommand())
+	root.AddCommand(newCSICommand())
+	root.AddCommand(newFuseKeeperCommand())
+	completeRest(root)
 	return root
 }
 

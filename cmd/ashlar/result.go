@@ -9,8 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
+	"github.com/charmbracelet/x/ansi"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -173,14 +173,14 @@ func (t *table) write(out io.Writer) error {
 	widths := make([]int, len(t.right))
 	for _, row := range t.rows {
 		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+			widths[i] = max(widths[i], ansi.StringWidth(cell))
 		}
 	}
 	var b strings.Builder
 	for _, row := range t.rows {
 		var line strings.Builder
 		for i, cell := range row {
-			space := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+			space := strings.Repeat(" ", widths[i]-ansi.StringWidth(cell))
 			if i > 0 {
 				line.WriteString("  ")
 			}
@@ -206,11 +206,11 @@ func (f *facts) add(name, format string, args ...any) {
 func (f *facts) write(out io.Writer) error {
 	width := 0
 	for _, r := range f.rows {
-		width = max(width, utf8.RuneCountInString(r[0]))
+		width = max(width, ansi.StringWidth(r[0]))
 	}
 	var b strings.Builder
 	for _, r := range f.rows {
-		fmt.Fprintf(&b, "%s%s  %s\n", r[0], strings.Repeat(" ", width-utf8.RuneCountInString(r[0])), r[1])
+		fmt.Fprintf(&b, "%s%s  %s\n", r[0], strings.Repeat(" ", width-ansi.StringWidth(r[0])), r[1])
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

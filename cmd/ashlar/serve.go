@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -40,8 +43,13 @@ type serveFlags struct {
 	controlTLSCert, controlTLSKey, controlTLSCA string
 	controlAllow                                []string
 
+	keeper string
 	reactorFlags
 	metrics string
+	observe bool
+	stages  bool
+	slowIO  time.Duration
+	otlp    string
 	pidFile string
 	logFlags
 }
@@ -71,7 +79,11 @@ The options in force are written to options.json in the data directory.
 
 SIGTERM and SIGINT drain: requests in flight are finished, volumes and pools are
 closed. A second signal does not wait for clients. Killing it loses nothing either:
-the next start recovers.`,
+the next start recovers.
+
+SIGHUP hands over: the daemon drains and becomes the program that lies at its path
+now, with the same options; that is how it is upgraded and its configuration read
+anew. Listening sockets stay open, and attached devices only wait.`,
 		Example: `  # a first try: one pool in a sparse file, a volume, and a look at it
   ashlar serve --data-dir /tmp/node --socket /tmp/node/control.sock --default-pool 10GiB &
   export ASHLAR_SERVER=unix:///tmp/node/control.sock
@@ -115,8 +127,13 @@ the next start recovers.`,
 	flags.StringVar(&f.controlTLSCA, "control-tls-ca", "", "PEM file with the authorities that its clients' certificates must come from")
 	flags.StringArrayVar(&f.controlAllow, "control-allow", nil, "only clients whose certificate has this name may use the control API on TCP (repeatable)")
 
+	flags.StringVar(&f.keeper, "fuse-keeper", "", "socket of a fuse-keeper that holds devices attached through FUSE (default: one is started when needed)")
 	f.reactorFlags.add(c)
 	flags.StringVar(&f.metrics, "metrics", "", "serve /metrics, /healthz and /debug/pprof by HTTP on this loopback HOST:PORT")
+	flags.BoolVar(&f.observe, "observe", true, "observe the disks and the daemon's threads in the kernel (eBPF), as far as it allows")
+	flags.BoolVar(&f.stages, "stages", true, "time the stages of requests (false: to measure what that costs)")
+	flags.DurationVar(&f.slowIO, "slow-io", time.Second, "log requests that take at least this long, with where the time went (0: none)")
+	flags.StringVar(&f.otlp, "otlp-endpoint", "", "send spans of control operations and slow requests to this OpenTelemetry collector, HOST:PORT or URL (default: what OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set)")
 	flags.StringVar(&f.pidFile, "pid-file", "", "write the process id here once clients can connect")
 	f.logFlags.add(c)
 	flags.Lookup("log-level").Usage = "debug, info, warn or error (default info)"
@@ -138,6 +155,8 @@ func (f *serveFlags) check() error {
 		return usagef("--over-provision %d: must be 0 to 100000 percent", f.overProvision)
 	case f.checksumCache < 1<<20:
 		return usagef("--checksum-cache %v: must be at least 1MiB", f.checksumCache)
+	case f.slowIO < 0:
+		return usagef("--slow-io %v: must be 0 or more", f.slowIO)
 	case f.scrubRate == 0:
 		return usagef("--scrub-rate 0: must be more; a scrub is begun by `ashlar pool scrub` only")
 	}
@@ -181,7 +200,8 @@ func (f *serveFlags) serveConfig(c *cobra.Command) (daemon.ServeConfig, error) {
 		NBDSockets: f.nbdSockets, Listen: f.listen, InsecurePlaintext: f.insecurePlaintext,
 		TLS: nbd.TLSMode(f.tls), TLSOnly: f.tlsOnly, NoList: f.noList, Connections: f.connections, Depth: f.depth,
 		Socket: f.socket, ControlListen: f.controlListen, ControlNames: f.controlAllow,
-		Metrics: f.metrics, Activation: true, Log: log,
+		Keeper:  f.keeper,
+		Metrics: f.metrics, SlowIO: f.slowIO, Observe: f.observe, NoStages: !f.stages, OTLPEndpoint: f.otlp, Activation: true, Log: log,
 	}
 	if len(f.listen)+len(f.nbdSockets) == 0 {
 		config.ListenDefault = defaultListen
@@ -209,21 +229,41 @@ func (f *serveFlags) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	program, err := programPath()
+	if err != nil {
+		return err
+	}
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 	ctx, drain := context.WithCancelCause(context.Background())
 	defer drain(nil)
 	cut := make(chan struct{})
-	config.Cut = cut
+	config.Cut, config.Successor = cut, &daemon.Successor{}
 	ended := make(chan struct{})
 	defer close(ended)
 	go func() { // ends with the command, or the second signal
-		for _, act := range []func(os.Signal){func(s os.Signal) { drain(errors.New(s.String())) }, func(os.Signal) { close(cut) }} {
+		for draining := false; ; {
+			var s os.Signal
 			select {
-			case s := <-signals:
-				act(s)
+			case s = <-signals:
 			case <-ended:
+				return
+			}
+			switch {
+			case s == syscall.SIGHUP && draining: // on its way already
+			case s == syscall.SIGHUP:
+				if err := checkProgram(program); err != nil {
+					config.Log.Error("not handed over", "error", err)
+					continue
+				}
+				draining = true
+				drain(daemon.ErrHandOver)
+			case !draining:
+				draining = true
+				drain(errors.New(s.String()))
+			default:
+				close(cut)
 				return
 			}
 		}
@@ -237,7 +277,36 @@ func (f *serveFlags) run(c *cobra.Command) error {
 		}
 		defer func() { _ = os.Remove(f.pidFile) }() // ours; may be gone
 	}
-	return daemon.Serve(ctx, config)
+	if err := daemon.Serve(ctx, config); err != nil || !errors.Is(context.Cause(ctx), daemon.ErrHandOver) {
+		return err
+	}
+	return config.Successor.Exec(program, os.Args)
+}
+
+// programPath is where this program lies, and where an upgrade puts its successor.
+func programPath() (string, error) {
+	path, err := exec.LookPath(os.Args[0])
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil { // started by a name that leads nowhere, as tests do
+		return os.Executable()
+	}
+	return path, nil
+}
+
+// checkTime bounds how long a program may take to say its version.
+const checkTime = 10 * time.Second
+
+// checkProgram reports why a program cannot be the successor: better now than after
+// this one is gone.
+func checkProgram(path string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), checkTime)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, path, "version").CombinedOutput(); err != nil {
+		return fmt.Errorf("%s version: %w: %.200s", path, err, out)
+	}
+	return nil
 }
 
 // optionsInForce are the values of all flags, by name.

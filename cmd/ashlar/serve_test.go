@@ -173,6 +173,7 @@ func TestServeRefusesWrongOptions(t *testing.T) {
 		{with("--nonsense"), "--nonsense"},
 		{with("--pool-file", "x"), "--default-pool"},
 		{with("--over-provision", "-1"), "--over-provision"},
+		{with("--slow-io", "-1s"), "--slow-io"},
 		{with("--checksum-cache", "1KiB"), "--checksum-cache"},
 		{with("--scrub-rate", "0"), "--scrub-rate"},
 		{with("--control-listen", "127.0.0.1:0"), "--control-tls-ca"},

@@ -14,7 +14,7 @@ func newSnapshotCommand() *cobra.Command {
 		`A snapshot is a volume as it was at one point in the order of its writes. It is
 taken at once and under load, costs no space until the volume is written to, and
 is exported read-only as VOLUME@SNAPSHOT.`,
-		newSnapshotCreateCommand(), newSnapshotListCommand(), newSnapshotRevertCommand(), newSnapshotDeleteCommand())
+		newSnapshotCreateCommand(), newSnapshotGroupCommand(), newSnapshotListCommand(), newSnapshotRevertCommand(), newSnapshotDeleteCommand())
 }
 
 // snapshotName is the name of a snapshot on its node.
@@ -48,6 +48,45 @@ freeze it first (fsfreeze) if its files must be whole.`,
 	}, completeNewSnapshot, completeNothing)
 	addPoolFlag(c, s, &pool, poolOfVolume)
 	c.Flags().StringArrayVar(&pairs, "label", nil, "KEY=VALUE to keep with it (repeatable)")
+	return c
+}
+
+func newSnapshotGroupCommand() *cobra.Command {
+	var pool string
+	var pairs []string
+	c, s := controlCommand(&cobra.Command{
+		Use: "create-group [flags] SNAPSHOT VOLUME...", Short: "Keep several volumes as they are at one moment",
+		Long: `Create-group keeps several volumes of one pool as they are at one point in the order
+of the writes of all of them: for data of one program that lies on several volumes.
+All of the snapshots are made, under one name, or none.`,
+		Example: "  ashlar snapshot create-group monday db-data db-log",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return usagef("name the snapshot, and the volumes to keep")
+			}
+			return nil
+		},
+	}, func(s *session, args []string) error {
+		labels, err := labels(pairs)
+		if err != nil {
+			return err
+		}
+		client, err := s.client()
+		if err != nil {
+			return err
+		}
+		r, err := client.Snapshots.CreateGroup(s.ctx, &controlpb.CreateGroupRequest{Pool: pool, Name: args[0], Volumes: args[1:], Labels: labels})
+		if err != nil {
+			return err
+		}
+		var lines []string
+		for _, p := range r.GetSnapshots() {
+			lines = append(lines, "snapshot "+snapshotName(p)+": "+humane(p.GetSizeBytes())+" in pool "+p.GetPool())
+		}
+		return s.say(r, "%s", strings.Join(lines, "\n"))
+	}, completeNothing, completeVolumes)
+	addPoolFlag(c, s, &pool, poolOfVolume)
+	c.Flags().StringArrayVar(&pairs, "label", nil, "KEY=VALUE to keep with each (repeatable)")
 	return c
 }
 

@@ -18,7 +18,7 @@ func newVolumeCommand() *cobra.Command {
 		`A volume is a block device in a pool. It takes space when it is written to, up to
 its size; a thick one has its space reserved. The daemon exports every volume
 under its name, over NBD.`,
-		newVolumeCreateCommand(), newVolumeListCommand(), newVolumeShowCommand(), newVolumeResizeCommand(), newVolumeDeleteCommand(),
+		newVolumeCreateCommand(), newVolumeListCommand(), newVolumeShowCommand(), newVolumeResizeCommand(), newVolumeLimitCommand(), newVolumeDeleteCommand(),
 		newVolumeCloneCommand(), newVolumeMapCommand(), newVolumeChangesCommand())
 }
 
@@ -29,6 +29,7 @@ func newVolumeCreateCommand() *cobra.Command {
 	var size units.Size
 	var pool string
 	var thick bool
+	var limits limitFlags
 	var pairs []string
 	c, s := controlCommand(&cobra.Command{
 		Use: "create [flags] NAME --size SIZE", Short: "Make an empty volume",
@@ -47,12 +48,13 @@ func newVolumeCreateCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		v, err := client.Volumes.Create(s.ctx, &controlpb.CreateVolumeRequest{Pool: pool, Name: args[0], SizeBytes: uint64(size), Thick: thick, Labels: labels})
+		v, err := client.Volumes.Create(s.ctx, &controlpb.CreateVolumeRequest{Pool: pool, Name: args[0], SizeBytes: uint64(size), Thick: thick, Labels: labels, Limits: limits.message(nil)})
 		if err != nil {
 			return err
 		}
 		return s.sayVolume(v)
 	}, completeNothing)
+	limits.add(c)
 	c.Flags().Var(&size, "size", "how large it is, such as 10GiB; a multiple of 4KiB")
 	addPoolFlag(c, s, &pool, "the pool to make it in (default the only one)")
 	c.Flags().BoolVar(&thick, "thick", false, "reserve its space now")
@@ -97,6 +99,7 @@ func newVolumeListCommand() *cobra.Command {
 	})
 	addPoolFlag(c, s, &pool, "only those in this pool")
 	c.Flags().StringArrayVar(&pairs, "label", nil, "only those with this KEY=VALUE (repeatable)")
+	completeFlag(c, s, "label", completeLabels)
 	return c
 }
 
@@ -139,6 +142,7 @@ func writeVolume(out io.Writer, v *controlpb.Volume) error {
 	f.add("snapshots", "%d", v.GetSnapshotCount())
 	f.add("layers", "%d", v.GetDepth())
 	f.add("open", "%d", v.GetOpenCount())
+	f.add("limits", "%s", limitsText(v.GetLimits()))
 	if len(v.GetLabels()) > 0 {
 		f.add("labels", "%s", labelList(v.GetLabels()))
 	}
@@ -218,6 +222,7 @@ func newVolumeCloneCommand() *cobra.Command {
 	var pool string
 	var size units.Size
 	var thick bool
+	var limits limitFlags
 	var pairs []string
 	c, s := controlCommand(&cobra.Command{
 		Use: "clone [flags] VOLUME@SNAPSHOT NAME", Short: "Make a volume that begins as a snapshot",
@@ -242,12 +247,14 @@ them is written to, and the snapshot may be deleted later.`,
 		}
 		v, err := client.Volumes.Clone(s.ctx, &controlpb.CloneVolumeRequest{
 			Pool: pool, SourceVolume: volume, SourceSnapshot: snapshot, Name: args[1], SizeBytes: uint64(size), Thick: thick, Labels: labels,
+			Limits: limits.message(nil),
 		})
 		if err != nil {
 			return err
 		}
 		return s.sayVolume(v)
 	}, completeSnapshots, completeNothing)
+	limits.add(c)
 	c.Flags().Var(&size, "size", "how large it is to be (default as the snapshot)")
 	addPoolFlag(c, s, &pool, poolOfVolume)
 	c.Flags().BoolVar(&thick, "thick", false, "reserve its space now")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ashlar-storage/ashlar/control"
 	"github.com/ashlar-storage/ashlar/control/controlpb"
+	"github.com/ashlar-storage/ashlar/datapath/reactor"
 	"github.com/ashlar-storage/ashlar/engine"
 	"github.com/ashlar-storage/ashlar/engine/pool"
 	"github.com/ashlar-storage/ashlar/nbd"
@@ -23,13 +24,17 @@ import (
 
 // controller serves the control API: it translates, the engine does.
 type controller struct {
-	config   *ServeConfig
-	engine   *engine.Engine
-	volumes  *volumes
-	server   *nbd.Server
-	uris     func(export string) []string
-	started  time.Time
-	stopping <-chan struct{} // closed when the daemon ends: streams end
+	config     *ServeConfig
+	engine     *engine.Engine
+	volumes    *volumes
+	server     *nbd.Server
+	devices    *devices
+	reactors   []*reactor.Reactor
+	observer   diskObserver // nil: the kernel is not observed
+	unobserved string       // why; "": nobody asked for it
+	uris       func(export string) []string
+	started    time.Time
+	stopping   <-chan struct{} // closed when the daemon ends: streams end
 }
 
 func (c *controller) register(s *grpc.Server) {
@@ -38,6 +43,8 @@ func (c *controller) register(s *grpc.Server) {
 	controlpb.RegisterSnapshotsServer(s, &snapshotsService{controller: c})
 	controlpb.RegisterJobsServer(s, &jobsService{controller: c})
 	controlpb.RegisterEventsServer(s, &eventsService{controller: c})
+	controlpb.RegisterDevicesServer(s, &devicesService{controller: c})
+	controlpb.RegisterObserveServer(s, &observeService{controller: c})
 	controlpb.RegisterNodeServer(s, &nodeService{controller: c})
 }
 
@@ -173,7 +180,7 @@ func (s *poolsService) Scan(_ context.Context, r *controlpb.ScanPoolsRequest) (*
 	return reply, nil
 }
 
-func (s *poolsService) Open(_ context.Context, r *controlpb.OpenPoolRequest) (*controlpb.Pool, error) {
+func (s *poolsService) Open(ctx context.Context, r *controlpb.OpenPoolRequest) (*controlpb.Pool, error) {
 	if err := absolute("pool", r.GetName(), r.GetPaths()...); err != nil {
 		return nil, err
 	}
@@ -182,6 +189,9 @@ func (s *poolsService) Open(_ context.Context, r *controlpb.OpenPoolRequest) (*c
 		spec.Name, spec.UUID = "", id
 	}
 	i, err := s.engine.ImportPool(spec)
+	if err == nil {
+		s.devices.recover(context.WithoutCancel(ctx)) // those that waited for it
+	}
 	return s.reply(r.GetName(), i, err)
 }
 
@@ -190,12 +200,26 @@ func (s *poolsService) Close(ctx context.Context, r *controlpb.ClosePoolRequest)
 	if err != nil {
 		return nil, problem("pool", r.GetName(), err)
 	}
+	if err := s.unattached(i.Name); err != nil {
+		return nil, err
+	}
 	release := s.volumes.hold(i.Name)
 	defer release()
 	if err := s.close(ctx, i.Name, r.GetDisconnect()); err != nil {
 		return nil, problem("pool", i.Name, err)
 	}
 	return &controlpb.ClosePoolResponse{}, nil
+}
+
+// unattached refuses what cannot be done under the devices of a pool.
+func (c *controller) unattached(poolName string) error {
+	paths := c.devices.ofPool(poolName)
+	if len(paths) == 0 {
+		return nil
+	}
+	told := control.Errorf(control.ErrInUse, "pool", poolName, "pool %s has volumes attached: %s", poolName, strings.Join(paths, ", "))
+	told.Remedy = "detach them first"
+	return told
 }
 
 // drainPatience is how long the clients of a pool have for what they have in flight
@@ -302,10 +326,10 @@ func (s *volumesService) exists(poolName, name string, err error, same func(pool
 }
 
 func (s *volumesService) Create(_ context.Context, r *controlpb.CreateVolumeRequest) (*controlpb.Volume, error) {
-	i, err := s.engine.CreateVolume(r.GetPool(), pool.VolumeSpec{Name: r.GetName(), Size: r.GetSizeBytes(), Thick: r.GetThick(), Labels: r.GetLabels()})
+	i, err := s.engine.CreateVolume(r.GetPool(), pool.VolumeSpec{Name: r.GetName(), Size: r.GetSizeBytes(), Thick: r.GetThick(), Labels: r.GetLabels(), Limits: limitsOf(r.GetLimits())})
 	if errors.Is(err, pool.ErrExists) {
 		return nil, s.exists(r.GetPool(), r.GetName(), err, func(old pool.VolumeInfo) bool {
-			return old.Size == r.GetSizeBytes() && old.Thick == r.GetThick() && old.Parent == "" && maps.Equal(old.Labels, r.GetLabels())
+			return old.Size == r.GetSizeBytes() && old.Thick == r.GetThick() && old.Parent == "" && maps.Equal(old.Labels, r.GetLabels()) && old.Limits == limitsOf(r.GetLimits())
 		})
 	}
 	return s.reply(r.GetName(), i, err)
@@ -313,7 +337,7 @@ func (s *volumesService) Create(_ context.Context, r *controlpb.CreateVolumeRequ
 
 func (s *volumesService) Clone(_ context.Context, r *controlpb.CloneVolumeRequest) (*controlpb.Volume, error) {
 	source := ref(r.GetPool(), r.GetSourceVolume())
-	i, err := s.engine.Clone(source, r.GetSourceSnapshot(), pool.VolumeSpec{Name: r.GetName(), Size: r.GetSizeBytes(), Thick: r.GetThick(), Labels: r.GetLabels()})
+	i, err := s.engine.Clone(source, r.GetSourceSnapshot(), pool.VolumeSpec{Name: r.GetName(), Size: r.GetSizeBytes(), Thick: r.GetThick(), Labels: r.GetLabels(), Limits: limitsOf(r.GetLimits())})
 	if errors.Is(err, pool.ErrExists) {
 		return nil, s.exists(r.GetPool(), r.GetName(), err, func(old pool.VolumeInfo) bool {
 			size := r.GetSizeBytes()
@@ -324,7 +348,8 @@ func (s *volumesService) Clone(_ context.Context, r *controlpb.CloneVolumeReques
 			if !ok {
 				plain = r.GetSourceVolume()
 			}
-			return old.Parent == plain+"@"+r.GetSourceSnapshot() && old.Size == size && old.Thick == r.GetThick() && maps.Equal(old.Labels, r.GetLabels())
+			return old.Parent == plain+"@"+r.GetSourceSnapshot() && old.Size == size && old.Thick == r.GetThick() && maps.Equal(old.Labels, r.GetLabels()) &&
+				old.Limits == limitsOf(r.GetLimits())
 		})
 	}
 	if err != nil {
@@ -374,9 +399,12 @@ func (s *volumesService) Get(_ context.Context, r *controlpb.GetVolumeRequest) (
 	return s.get(r.GetPool(), r.GetName())
 }
 
-func (s *volumesService) Resize(_ context.Context, r *controlpb.ResizeVolumeRequest) (*controlpb.Volume, error) {
+func (s *volumesService) Resize(ctx context.Context, r *controlpb.ResizeVolumeRequest) (*controlpb.Volume, error) {
 	if err := s.engine.Resize(ref(r.GetPool(), r.GetName()), r.GetSizeBytes()); err != nil {
 		return nil, problem("volume", r.GetName(), err)
+	}
+	if i, err := s.engine.Volume(ref(r.GetPool(), r.GetName())); err == nil {
+		s.devices.resized(ctx, i.Pool, i.Name)
 	}
 	return s.get(r.GetPool(), r.GetName())
 }
@@ -391,6 +419,13 @@ func (s *volumesService) Delete(_ context.Context, r *controlpb.DeleteVolumeRequ
 
 func (s *volumesService) SetLabels(_ context.Context, r *controlpb.SetLabelsRequest) (*controlpb.Volume, error) {
 	if err := s.engine.SetLabels(ref(r.GetPool(), r.GetName()), r.GetLabels()); err != nil {
+		return nil, problem("volume", r.GetName(), err)
+	}
+	return s.get(r.GetPool(), r.GetName())
+}
+
+func (s *volumesService) SetLimits(_ context.Context, r *controlpb.SetLimitsRequest) (*controlpb.Volume, error) {
+	if err := s.engine.SetLimits(ref(r.GetPool(), r.GetName()), limitsOf(r.GetLimits())); err != nil {
 		return nil, problem("volume", r.GetName(), err)
 	}
 	return s.get(r.GetPool(), r.GetName())
@@ -490,6 +525,52 @@ func (s *snapshotsService) Create(_ context.Context, r *controlpb.CreateSnapshot
 		return nil, problem("volume", r.GetVolume(), err)
 	}
 	return s.snapshotMessage(v.Pool, i), nil
+}
+
+func (s *snapshotsService) CreateGroup(_ context.Context, r *controlpb.CreateGroupRequest) (*controlpb.CreateGroupResponse, error) {
+	var names []string
+	for _, volume := range r.GetVolumes() {
+		names = append(names, ref(r.GetPool(), volume))
+	}
+	list, err := s.engine.CreateSnapshotGroup(r.GetName(), names, r.GetLabels())
+	if errors.Is(err, pool.ErrExists) {
+		told := control.Errorf(control.ErrExists, "snapshot", r.GetName(), "%w", err)
+		list, same := s.group(names, r.GetName())
+		for _, old := range list {
+			same = same && maps.Equal(old.Labels, r.GetLabels())
+		}
+		told.SameSpec = same
+		return nil, told
+	}
+	if err != nil {
+		return nil, problem("snapshot", r.GetName(), err)
+	}
+	reply := &controlpb.CreateGroupResponse{}
+	for _, i := range list {
+		reply.Snapshots = append(reply.Snapshots, s.snapshotMessage(i.Pool, i.SnapshotInfo))
+	}
+	return reply, nil
+}
+
+// group finds the snapshots of one name of several volumes; whole says that all are
+// there, made together.
+func (s *snapshotsService) group(names []string, snapshot string) (list []engine.SnapshotInfo, whole bool) {
+	for _, name := range names {
+		all, err := s.engine.Snapshots(name)
+		if err != nil {
+			return nil, false
+		}
+		for _, i := range all {
+			if i.Name == snapshot {
+				list = append(list, i)
+			}
+		}
+	}
+	whole = len(list) == len(names)
+	for _, i := range list {
+		whole = whole && i.Created.Equal(list[0].Created)
+	}
+	return list, whole
 }
 
 func (s *snapshotsService) List(_ context.Context, r *controlpb.ListSnapshotsRequest) (*controlpb.ListSnapshotsResponse, error) {
@@ -684,6 +765,9 @@ func (c *controller) health() (controlpb.HealthState, []string) {
 		default:
 			reasons = append(reasons, fmt.Sprintf("pool %s is not open: %s", i.Name, i.Reason))
 		}
+	}
+	if c.devices != nil {
+		reasons = append(reasons, c.devices.waiting()...)
 	}
 	switch {
 	case len(reasons) == 0:

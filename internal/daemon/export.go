@@ -6,12 +6,14 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/ashlar-storage/ashlar/datapath"
 	"github.com/ashlar-storage/ashlar/datapath/filedev"
 	"github.com/ashlar-storage/ashlar/datapath/filter"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 	"github.com/ashlar-storage/ashlar/nbd"
+	"github.com/ashlar-storage/ashlar/nbd/remote"
 )
 
 // ExportConfig says what `ashlar export` serves, and how.
@@ -45,6 +47,7 @@ type Exporter struct {
 	Reactors []*reactor.Reactor
 	Exports  *nbd.ExportSet
 	devices  []datapath.Device
+	remotes  []*remote.Device         // of devices
 	stats    map[string]*filter.Stats // by export, where they are kept
 	log      *slog.Logger
 }
@@ -65,10 +68,11 @@ func (e *Exporter) start(c *ExportConfig) error {
 		return err
 	}
 	for _, s := range c.Sources {
-		d, how, err := s.open(c.ReadOnly, c.Access)
+		d, how, err := s.open(c.ReadOnly, c.Access, e.log)
 		if err != nil {
 			return err
 		}
+		e.remotes = append(e.remotes, remotesOf(d)...)
 		d, stats := c.Shape.apply(d)
 		if stats != nil {
 			e.stats[s.Name] = stats
@@ -97,8 +101,18 @@ func (e *Exporter) start(c *ExportConfig) error {
 	return err
 }
 
-// Stop drains the server, then closes everything.
+// remoteDrain is how long requests may wait for another server when this one stops.
+const remoteDrain = 10 * time.Second
+
+// Stop drains the server, then closes everything. When ctx ends, clients are cut.
 func (e *Exporter) Stop(ctx context.Context) error {
+	patience, cancel := context.WithTimeout(ctx, remoteDrain)
+	defer cancel()
+	defer context.AfterFunc(patience, func() { // else a server that is away would keep the process
+		for _, r := range e.remotes {
+			r.Abandon()
+		}
+	})()
 	err := e.Server.Shutdown(ctx)
 	return errors.Join(err, e.close())
 }

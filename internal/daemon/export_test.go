@@ -40,6 +40,7 @@ func TestStartExportUndoesWhatItBegan(t *testing.T) {
 	}{
 		"missing file":   {ExportConfig{Sources: []Source{memory, {Name: "f", Path: file}, {Name: "g", Path: filepath.Join(dir, "missing")}}}, "missing"},
 		"directory":      {ExportConfig{Sources: []Source{memory, {Name: "d", Path: dir}}}, dir},
+		"no server":      {ExportConfig{Sources: []Source{memory, {Name: "r", URI: "nbd+unix:///?socket=" + filepath.Join(dir, "missing")}}}, "missing"},
 		"a name twice":   {ExportConfig{Sources: []Source{memory, memory}}, "taken"},
 		"a name too bad": {ExportConfig{Sources: []Source{{Name: "a\x00b", Memory: 1 << 20}}}, "NUL"},
 		"too few CPUs":   {ExportConfig{Sources: []Source{memory}, Reactors: 3, CPUs: []int{0}}, "CPU"},
@@ -93,8 +94,10 @@ func TestExporterServesEverySource(t *testing.T) {
 		}
 	}
 	registry := prometheus.NewPedanticRegistry() // checks what is collected against what is described
-	if err := registry.Register(e.Collector()); err != nil {
-		t.Fatal(err)
+	for _, c := range e.Collectors() {
+		if err := registry.Register(c); err != nil {
+			t.Fatal(err)
+		}
 	}
 	families, err := registry.Gather()
 	if err != nil {
@@ -191,4 +194,54 @@ func TestListenTCP(t *testing.T) {
 			_ = l.Close() // nothing was accepted
 		}
 	}
+}
+
+// TestStopDoesNotWaitForAServerThatIsAway stops an export of another server's export
+// while a request waits for that server.
+func TestStopDoesNotWaitForAServerThatIsAway(t *testing.T) {
+	checkLeaks(t)
+	dir := t.TempDir()
+	serve := func(name string, source Source) (*Exporter, string) {
+		t.Helper()
+		e, err := StartExport(ExportConfig{Sources: []Source{source}, Log: quiet()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, name)
+		l, err := ListenUnix(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { _ = e.Server.Serve(l) }() // ends with Stop
+		return e, path
+	}
+	below, lower := serve("below", Source{Memory: 1 << 20})
+	above, upper := serve("above", Source{URI: "nbd+unix:///?socket=" + lower})
+	client, err := nbd.Dial(t.Context(), "unix", upper, nbd.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := []byte(strings.Repeat("remote", 4096))[:512*40]
+	if err := client.Write(t.Context(), data, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	now, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := below.Stop(now); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- client.Write(context.Background(), data, 4096, 0) }() // ends when the server above does
+	select {
+	case err := <-ended:
+		t.Fatalf("a write while the server below is away: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	if err := above.Stop(now); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("a write that nobody stored succeeded")
+	}
+	_ = client.Close() // it is dead
 }

@@ -60,7 +60,20 @@ func (c *controller) volumeMessage(i pool.VolumeInfo) *controlpb.Volume {
 		Name: i.Name, Uuid: i.UUID.String(), Pool: i.Pool, SizeBytes: i.Size, Thick: i.Thick, Labels: i.Labels,
 		Created: stamp(i.Created), Parent: i.Parent, SnapshotCount: uint32(i.Snapshots), OpenCount: uint32(i.Open),
 		Depth: uint32(i.Depth), AllocatedBytes: i.Allocated, Uris: c.uris(c.volumes.exportName(i.Pool, i.Name)),
+		Devices: c.devices.ofVolume(i.Pool, i.Name), Limits: limitsMessage(i.Limits),
 	}
+}
+
+// limitsOf are limits of the wire, none for none.
+func limitsOf(l *controlpb.Limits) pool.Limits {
+	return pool.Limits{IOPS: l.GetIops(), Bandwidth: l.GetBandwidthBytes()}
+}
+
+func limitsMessage(l pool.Limits) *controlpb.Limits {
+	if l == (pool.Limits{}) {
+		return nil
+	}
+	return &controlpb.Limits{Iops: l.IOPS, BandwidthBytes: l.Bandwidth}
 }
 
 func (c *controller) snapshotMessage(poolName string, s pool.SnapshotInfo) *controlpb.Snapshot {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -70,17 +71,35 @@ type ServeConfig struct {
 	ControlTLS    *tls.Config // requires and verifies client certificates
 	ControlNames  []string    // names of certificates that may; empty: all that verify
 
+	Keeper      string // socket of a fuse-keeper that others run; "": the daemon starts its own
+	DeviceLinks string // directory of the names of attached devices; "": /dev/ashlar
+
 	Metrics string // loopback HOST:PORT of /metrics, /healthz, /debug/pprof; "": none
+	// Observe has the kernel show what disks and reactor threads do, by eBPF. What it
+	// does not allow is listed as unobserved, and everything else works.
+	Observe bool
+	// NoStages leaves the stages of requests untimed; see filter.StatsConfig.
+	NoStages bool
+	// SlowIO is how long a request takes to be written of in the log; 0: none is.
+	SlowIO time.Duration
+	// OTLPEndpoint is the OpenTelemetry collector that gets spans of control operations
+	// and of slow requests, HOST:PORT or a URL; "": the one that the environment names
+	// (OTEL_EXPORTER_OTLP_ENDPOINT), if it does.
+	OTLPEndpoint string
 
 	// Activation takes sockets the service manager passes (LISTEN_FDS): those named
 	// "control" for the control API, all others for NBD.
 	Activation bool
 
+	// Successor gets the listening sockets when the context ends with ErrHandOver.
+	Successor *Successor
+
 	Log   *slog.Logger
 	Cut   <-chan struct{} // closed: do not wait for clients any more
 	Ready func(Addresses) // called when clients can connect; may be nil
 
-	Layout engine.Layout // of tests; nil: package pool
+	Layout engine.Layout         // of tests; nil: package pool
+	ways   map[controlpb.Via]way // of tests; nil: the kernel's
 }
 
 // Addresses are where a node is reached.
@@ -98,12 +117,19 @@ type node struct {
 	reactors []*reactor.Reactor
 	engine   *engine.Engine
 	volumes  *volumes
+	devices  *devices
 	server   *nbd.Server
 	exports  []net.Listener
 	controls []net.Listener
 	secure   []net.Listener // of controls, those with TLS
 	grpc     []*grpc.Server
 	stopHTTP func()
+	tracing  *tracing        // nil: off
+	slow     *slowLog        // nil: off
+	kernel   *kernelObserver // nil: off
+
+	inherited inheritance
+	keys      map[net.Listener]string // how each listener was asked for
 
 	addresses Addresses
 	stopping  chan struct{}
@@ -116,7 +142,7 @@ type node struct {
 // returns an error when it could not start, when a listener failed, or when
 // something did not close well.
 func Serve(ctx context.Context, c ServeConfig) (err error) {
-	n := &node{config: &c, log: c.Log, stopping: make(chan struct{})}
+	n := &node{config: &c, log: c.Log, keys: map[net.Listener]string{}, stopping: make(chan struct{})}
 	defer func() { err = errors.Join(err, n.stop()) }()
 	if err := n.start(); err != nil {
 		return err
@@ -124,12 +150,18 @@ func Serve(ctx context.Context, c ServeConfig) (err error) {
 	stopWatchdog := watchdog(n.log, n.reactors)
 	defer stopWatchdog() // the reactors stop after it
 	notify(n.log, systemd.SdNotifyReady+"\nSTATUS=serving")
+	if !n.inherited.began.IsZero() {
+		n.log.Info("handed over", "pause", time.Since(n.inherited.began))
+	}
 	if c.Ready != nil {
 		c.Ready(n.addresses)
 	}
 	select {
 	case <-ctx.Done():
 		n.log.Info("draining", "reason", context.Cause(ctx))
+		if errors.Is(context.Cause(ctx), ErrHandOver) && c.Successor != nil {
+			n.keep(c.Successor)
+		}
 	case err = <-n.ended:
 		n.serving--
 	}
@@ -138,8 +170,34 @@ func Serve(ctx context.Context, c ServeConfig) (err error) {
 	return err
 }
 
+// keep has a successor go on listening.
+func (n *node) keep(s *Successor) {
+	s.began = time.Now()
+	if monotonic, err := monotonicMicroseconds(); err == nil {
+		notify(n.log, fmt.Sprintf("%s\nMONOTONIC_USEC=%d", systemd.SdNotifyReloading, monotonic))
+	}
+	for l, key := range n.keys {
+		if err := s.keep(key, l); err != nil {
+			n.log.Warn("a socket is closed for a moment", "error", err)
+		}
+	}
+}
+
+// monotonicMicroseconds is the clock of service managers.
+func monotonicMicroseconds() (int64, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		return 0, err
+	}
+	return t.Nano() / 1000, nil
+}
+
 func (n *node) start() (err error) {
 	c := n.config
+	if n.inherited, err = inherit(); err != nil {
+		return err
+	}
+	defer n.inherited.close()
 	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
 		return err
 	}
@@ -167,7 +225,12 @@ func (n *node) start() (err error) {
 	if err := n.firstPool(); err != nil {
 		return err
 	}
+	if n.tracing, err = startTracing(context.Background(), c.OTLPEndpoint, c.Version, n.log); err != nil {
+		return err
+	}
+	n.slow = startSlowLog(c.SlowIO, n.log, n.tracing.tracer())
 	n.volumes = newVolumes(n.engine, c.TLSOnly, c.ClientNames)
+	n.volumes.slow, n.volumes.noStages = n.slow.taking(), c.NoStages
 	set := &nbd.ExportSet{}
 	set.SetResolver(n.volumes)
 	if n.server, err = nbd.NewServer(nbd.ServerConfig{
@@ -176,8 +239,21 @@ func (n *node) start() (err error) {
 	}); err != nil {
 		return err
 	}
+	if n.devices, err = newDevices(n.engine, n.volumes, n.reactors, c); err != nil {
+		return err
+	}
+	n.devices.recover(context.Background())
 	control := &controller{
-		config: c, engine: n.engine, volumes: n.volumes, server: n.server, uris: n.uris, started: time.Now(), stopping: n.stopping,
+		config: c, engine: n.engine, volumes: n.volumes, server: n.server, devices: n.devices, reactors: n.reactors, uris: n.uris, started: time.Now(), stopping: n.stopping,
+	}
+	if c.Observe {
+		kernel, err := startObserver(n.log, n.reactors, n.engine)
+		if err != nil { // no reason not to serve
+			n.log.Warn("the kernel is not observed", "error", err)
+			control.unobserved = err.Error()
+		} else {
+			n.kernel, control.observer = kernel, kernel
+		}
 	}
 	if c.Metrics != "" {
 		health := func() (bool, string) {
@@ -188,8 +264,7 @@ func (n *node) start() (err error) {
 			word := strings.ToLower(strings.TrimPrefix(state.String(), "HEALTH_STATE_"))
 			return state != controlpb.HealthState_HEALTH_STATE_FAILED, word + "\n" + strings.Join(reasons, "\n")
 		}
-		metrics := &collector{n.server, n.reactors, n.volumes.snapshots}
-		if n.addresses.HTTP, n.stopHTTP, err = StartHTTP(c.Metrics, health, metrics, &poolCollector{n.engine}); err != nil {
+		if n.addresses.HTTP, n.stopHTTP, err = StartHTTP(c.Metrics, health, n.collectors()...); err != nil {
 			return fmt.Errorf("--metrics: %w", err)
 		}
 	}
@@ -199,7 +274,7 @@ func (n *node) start() (err error) {
 		go func() { n.ended <- n.server.Serve(l) }() // ends with Shutdown
 	}
 	for _, l := range n.controls {
-		var options []grpc.ServerOption
+		options := n.tracing.serverOptions()
 		if slices.Contains(n.secure, l) {
 			options = append(options, grpc.Creds(credentials.NewTLS(admitting(c.ControlTLS, c.ControlNames))))
 		}
@@ -261,7 +336,10 @@ func (n *node) listen() error {
 			return fmt.Errorf("LISTEN_FDS: %w", err)
 		}
 		for name, list := range passed {
-			for _, l := range list {
+			for i, l := range list {
+				if l != nil {
+					n.keys[l] = fmt.Sprintf("passed %d %s", i, name)
+				}
 				switch {
 				case l == nil:
 				case name == "control" && l.Addr().Network() == "unix":
@@ -278,22 +356,39 @@ func (n *node) listen() error {
 			return errors.New("LISTEN_FDS: a control socket on TCP needs --control-tls-cert, --control-tls-key and --control-tls-ca")
 		}
 	}
+	for key, l := range n.inherited.listeners { // what the service manager once passed
+		var i int
+		var name string
+		if _, err := fmt.Sscanf(key+" .", "passed %d %s", &i, &name); err != nil {
+			continue
+		}
+		delete(n.inherited.listeners, key)
+		n.keys[l] = key
+		switch {
+		case name != "control":
+			n.exports = append(n.exports, l)
+		case l.Addr().Network() == "unix":
+			n.controls = append(n.controls, l)
+		default:
+			n.controls, n.secure = append(n.controls, l), append(n.secure, l)
+		}
+	}
 	if c.Socket != "" {
-		l, err := listenPrivate(c.Socket)
+		l, err := n.listenAs("control "+c.Socket, func() (net.Listener, error) { return listenPrivate(c.Socket) })
 		if err != nil {
 			return err
 		}
 		n.controls = append(n.controls, l)
 	}
 	for _, address := range c.ControlListen {
-		l, err := ListenTCP(address, true, false)
+		l, err := n.listenAs("control "+address, func() (net.Listener, error) { return ListenTCP(address, true, false) })
 		if err != nil {
 			return err
 		}
 		n.controls, n.secure = append(n.controls, l), append(n.secure, l)
 	}
 	for _, path := range c.NBDSockets {
-		l, err := ListenUnix(path)
+		l, err := n.listenAs("nbd "+path, func() (net.Listener, error) { return ListenUnix(path) })
 		if err != nil {
 			return err
 		}
@@ -303,7 +398,9 @@ func (n *node) listen() error {
 		c.Listen = []string{c.ListenDefault}
 	}
 	for _, address := range c.Listen {
-		l, err := ListenTCP(address, c.TLS == nbd.TLSForced, c.InsecurePlaintext)
+		l, err := n.listenAs("nbd "+address, func() (net.Listener, error) {
+			return ListenTCP(address, c.TLS == nbd.TLSForced, c.InsecurePlaintext)
+		})
 		if err != nil {
 			return err
 		}
@@ -316,6 +413,16 @@ func (n *node) listen() error {
 		n.addresses.Control = append(n.addresses.Control, l.Addr())
 	}
 	return nil
+}
+
+// listenAs listens, or takes the socket that the process before had under the same
+// key.
+func (n *node) listenAs(key string, listen func() (net.Listener, error)) (net.Listener, error) {
+	l, err := n.inherited.take(key, listen)
+	if err == nil {
+		n.keys[l] = key
+	}
+	return l, err
 }
 
 // listenPrivate listens on a socket only this user may connect to.
@@ -407,7 +514,14 @@ func (n *node) drain() {
 		case <-over:
 		}
 	}()
-	_ = n.server.Shutdown(ctx) // it waits, and has no errors
+	var both sync.WaitGroup
+	both.Go(func() { _ = n.server.Shutdown(ctx) }) // it waits, and has no errors
+	both.Go(func() {
+		if err := n.devices.leave(ctx); err != nil {
+			n.log.Error("devices", "error", err)
+		}
+	})
+	both.Wait()
 	close(over)
 	for ; n.serving > 0; n.serving-- {
 		if err := <-n.ended; err != nil && !errors.Is(err, nbd.ErrServerClosed) && !errors.Is(err, grpc.ErrServerStopped) {
@@ -423,6 +537,12 @@ func (n *node) stop() error {
 		_ = l.Close() // closed before, where it was served
 	}
 	var errs []error
+	if n.devices != nil {
+		errs = append(errs, n.devices.leave(context.Background())) // again, where drain ran
+	}
+	if n.kernel != nil {
+		errs = append(errs, n.kernel.close())
+	}
 	if n.engine != nil {
 		if err := n.engine.Close(); err != nil {
 			errs = append(errs, err)
@@ -432,6 +552,8 @@ func (n *node) stop() error {
 		n.stopHTTP()
 	}
 	stopReactors(n.reactors)
+	n.slow.stop()
+	n.tracing.stop()
 	if n.lock != nil {
 		n.lock.unlock()
 		n.log.Info("stopped")

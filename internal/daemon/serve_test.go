@@ -68,7 +68,7 @@ func newNode(t *testing.T, layout engine.Layout, change func(*ServeConfig)) *tes
 		Reactors:   ReactorConfig{Reactors: 2, Poll: reactor.PollOff, BufferBytes: 8 * mib},
 		NBDSockets: []string{filepath.Join(dir, "nbd.sock")}, Listen: []string{"127.0.0.1:0"},
 		Socket: filepath.Join(dir, "run", "control.sock"), Metrics: "127.0.0.1:0", Layout: layout, Log: quiet(),
-		DefaultPool: 64 * mib,
+		DefaultPool: 64 * mib, DeviceLinks: filepath.Join(dir, "dev"),
 	}}
 	if change != nil {
 		change(&n.config)

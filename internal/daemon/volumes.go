@@ -24,16 +24,19 @@ type volumes struct {
 	tlsOnly     bool
 	clientNames map[string][]string
 
+	slow     *filter.SlowRequests // takes what took long; nil: nothing does
+	noStages bool                 // of requests
+
 	mu      sync.Mutex
-	live    map[string]*filter.Stats         // by export, of devices that are open
-	past    map[string]*filter.StatsSnapshot // by export, of devices that were
-	closing map[string]int                   // pools no volume of which may be opened
+	live    map[string][]*filter.Stats     // by export, of devices that are open
+	past    map[string]*filter.PackedStats // by export, of devices that were
+	closing map[string]int                 // pools no volume of which may be opened
 }
 
 func newVolumes(e *engine.Engine, tlsOnly bool, clientNames map[string][]string) *volumes {
 	return &volumes{
 		engine: e, tlsOnly: tlsOnly, clientNames: clientNames,
-		live: map[string]*filter.Stats{}, past: map[string]*filter.StatsSnapshot{}, closing: map[string]int{},
+		live: map[string][]*filter.Stats{}, past: map[string]*filter.PackedStats{}, closing: map[string]int{},
 	}
 }
 
@@ -177,11 +180,16 @@ func (v *volumes) open(x exported) (d datapath.Device, err error) {
 	if invariant.Enabled {
 		d = datapath.Checked(d)
 	}
-	c := &counted{Stats: filter.NewStats(d), volumes: v, name: x.name}
+	return v.count(x.name, d), nil
+}
+
+// count counts the requests of d from here on under a name.
+func (v *volumes) count(name string, d datapath.Device) datapath.Device {
+	c := &counted{Stats: filter.NewStats(d, filter.StatsConfig{Name: name, Slow: v.slow, NoStages: v.noStages}), volumes: v, name: name}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.live[x.name] = c.Stats
-	return c, nil
+	v.live[name] = append(v.live[name], c.Stats)
+	return c
 }
 
 // counted is an open device whose counts outlive it.
@@ -196,49 +204,78 @@ func (c *counted) Close() error {
 	err := c.Stats.Close()
 	c.volumes.mu.Lock()
 	defer c.volumes.mu.Unlock()
-	c.volumes.past[c.name] = sum(c.volumes.past[c.name], c.Snapshot())
-	if c.volumes.live[c.name] == c.Stats {
+	now := c.Snapshot() // its queues are closed: no reactor is asked
+	now.AddPacked(c.volumes.past[c.name])
+	c.volumes.past[c.name] = now.Pack()
+	list := slices.DeleteFunc(c.volumes.live[c.name], func(s *filter.Stats) bool { return s == c.Stats })
+	if len(list) == 0 {
 		delete(c.volumes.live, c.name)
+	} else {
+		c.volumes.live[c.name] = list
 	}
 	return err
 }
 
-// sum adds what was counted before (nil: nothing) to now.
-func sum(before, now *filter.StatsSnapshot) *filter.StatsSnapshot {
-	if before == nil {
-		return now
-	}
-	for op := range now {
-		now[op].Count += before[op].Count
-		now[op].Errors += before[op].Errors
-		now[op].Bytes += before[op].Bytes
-		now[op].Latency.Add(&before[op].Latency)
-	}
-	return now
-}
-
 // snapshots is what was counted for each export since the daemon began. Of exports
 // that are gone it forgets: names come and go, memory must not grow with them.
-func (v *volumes) snapshots() map[string]*filter.StatsSnapshot {
+func (v *volumes) snapshots() map[string]*filter.StatsSnapshot { return v.snapshotsOf(nil) }
+
+// snapshotsOf is snapshots of some exports; nil: all.
+func (v *volumes) snapshotsOf(wanted map[string]bool) map[string]*filter.StatsSnapshot {
 	exists := map[string]bool{}
 	all, err := v.names()
 	for _, x := range all {
 		exists[x.name] = true
 	}
+	type counting struct {
+		name string
+		past *filter.PackedStats
+		live []*filter.Stats
+	}
+	var list []counting
 	v.mu.Lock()
-	defer v.mu.Unlock()
-	counts := make(map[string]*filter.StatsSnapshot, len(v.past)+len(v.live))
-	for name, before := range v.past {
+	for name := range v.past {
 		if _, open := v.live[name]; !open && !exists[name] && err == nil {
 			delete(v.past, name)
-			continue
 		}
-		counts[name] = before
+	}
+	for name, before := range v.past {
+		if wanted == nil || wanted[name] {
+			list = append(list, counting{name, before, slices.Clone(v.live[name])})
+		}
 	}
 	for name, stats := range v.live {
-		counts[name] = sum(v.past[name], stats.Snapshot())
+		if v.past[name] == nil && (wanted == nil || wanted[name]) {
+			list = append(list, counting{name, nil, slices.Clone(stats)})
+		}
+	}
+	v.mu.Unlock()
+	// Without the lock, since a reactor that is slow is waited for. A device that
+	// closes meanwhile has its counts still; they become past later.
+	counts := make(map[string]*filter.StatsSnapshot, len(list))
+	for _, c := range list {
+		sum := &filter.StatsSnapshot{}
+		sum.AddPacked(c.past)
+		for _, s := range c.live {
+			sum.Add(s.Snapshot())
+		}
+		counts[c.name] = sum
 	}
 	return counts
+}
+
+// counted are the names under which requests are, or were, counted.
+func (v *volumes) counted() map[string]bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	names := map[string]bool{}
+	for name := range v.past {
+		names[name] = true
+	}
+	for name := range v.live {
+		names[name] = true
+	}
+	return names
 }
 
 // hold keeps the volumes of a pool from being opened until release.

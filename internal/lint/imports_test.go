@@ -9,9 +9,9 @@ import (
 // Names for sets of packages that several rows use.
 var (
 	// base has no opinion about storage; everything may use it.
-	base = []string{"internal/invariant", "internal/units", "internal/blockdev"}
+	base = []string{"internal/invariant", "internal/units", "internal/blockdev", "internal/crc32c"}
 	// waist is what an export or a store sees of Ashlar.
-	waist = []string{"datapath", "datapath/reactor", "datapath/uring", "datapath/ring", "datapath/buf", "datapath/histogram"}
+	waist = []string{"datapath", "datapath/reactor", "datapath/uring", "datapath/ring", "datapath/buf", "datapath/histogram", "datapath/rate"}
 	// devices are the stores and filters every test may stand on.
 	devices = []string{"datapath/filter", "datapath/memdev", "datapath/nulldev", "datapath/filedev"}
 	// testing-only packages; see onlyTests.
@@ -30,12 +30,14 @@ var policy = []row{
 	{"internal/invariant", nil, "everybody stands on it"},
 	{"internal/units", nil, "numbers and words only"},
 	{"internal/blockdev", nil, "it reads what the kernel shows"},
+	{"internal/crc32c", nil, "numbers only"},
 	{"internal/testenv", nil, "tests of every layer use it"},
 	{"internal/lint", nil, "it reads source, it does not link it"},
 
 	{"datapath/ring", nil, "a queue of anything; knows nothing of requests"},
 	{"datapath/buf", nil, "memory; knows nothing of who fills it"},
 	{"datapath/histogram", nil, "counts of anything; knows nothing of requests"},
+	{"datapath/rate", nil, "times and counts; knows nothing of who waits"},
 	{"datapath/uring", nil, "the kernel's interface, nothing above it"},
 	{"datapath/reactor", [][]string{{"datapath/ring", "datapath/buf", "datapath/uring"}},
 		"the loop runs any poller; it does not know what a request is"},
@@ -78,11 +80,16 @@ var policy = []row{
 		"the one place that joins exports and stores"},
 	{"internal/metamorphic", [][]string{base, waist, devices, forTests, {"engine/...", "replication/...", "nbd/...", "ublk/...", "fuse/...", "internal/daemon"}},
 		"it runs the whole against a model"},
-	{"cmd/...", [][]string{base, waist, devices, {"internal/daemon", "control/...", "csi/...", "nbd/...", "ublk/...", "fuse/...", "observe/...", "benchmarks/...", "tools/..."}},
+	{"internal/background", nil, "it runs before everything else"},
+	{"internal/report", [][]string{{"control/controlpb"}}, "it explains samples; it does not fetch them"},
+	{"internal/doctor", [][]string{base, waist, {"ublk/...", "nbd/...", "control/...", "engine/pool"}},
+		"it looks at the host for what the daemon will need, by the probes the daemon uses"},
+	{"cmd/...", [][]string{base, waist, devices, {"internal/daemon", "internal/background", "internal/report", "internal/doctor", "control/...", "csi/...", "nbd/...", "ublk/...", "fuse/...", "observe/...", "benchmarks/...", "tools/..."}},
 		"a command line names what it wants; the daemon joins stores and exports"},
 
 	{"benchmarks/...", [][]string{base, waist, devices, {"benchmarks/...", "nbd/...", "ublk/...", "control/...", "internal/testenv", "tools/fio-profiles"}},
 		"a rig outside the product, measured through public doors"},
+	{"tools/metricsdoc", [][]string{{"internal/daemon"}}, "it writes the page of what the daemon registers"},
 	{"tools/...", [][]string{base, {"tools/..."}}, "tools of the repository, not of the product"},
 	{"test/...", [][]string{base, {"test/...", "internal/testenv"}},
 		"these tests use Ashlar as strangers do: the binary, other people's clients, the kernel"},

@@ -68,6 +68,21 @@ func RequireUblk(t testing.TB) {
 	}
 }
 
+// RequireBPF skips t unless this process may load eBPF programs that read kernel
+// memory, and the kernel describes its types for them.
+func RequireBPF(t testing.TB) {
+	t.Helper()
+	const bpf, perfmon, admin = 39, 38, 21 // linux/capability.h
+	status, _ := os.ReadFile("/proc/thread-self/status")
+	var effective uint64
+	if _, after, ok := strings.Cut(string(status), "\nCapEff:"); ok {
+		_, _ = fmt.Sscanf(after, "%x", &effective) // else there are none
+	}
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil || effective>>admin&1 == 0 && effective>>bpf&(effective>>perfmon)&1 == 0 {
+		missing(t, "test-vm", "CAP_BPF, CAP_PERFMON and a kernel with BTF (/sys/kernel/btf/vmlinux)")
+	}
+}
+
 // TempFileOn makes a sparse file of size bytes in dir and returns its path. The
 // file is removed at the end of the test.
 func TempFileOn(t testing.TB, dir string, size int64) string {

@@ -1,0 +1,247 @@
+#!/bin/bash
+# devices.sh -- runs inside a guest of uml-run.sh or vm-run.sh: `ashlar attach` as
+# a user uses it.
+#
+#   devices.sh BINARY VIA TEST [COUNT]
+#
+# BINARY is ashlar, VIA one of ublk and nbd. TEST:
+#   life     attach, detach, refusals, growing, discard, names, files, snapshots
+#   kill     COUNT (default 3) kills of the daemon with -9 under a verifying writer on
+#            a mounted file system, each on ext4 and xfs; then fsck
+#   reload   COUNT hand-overs to a new process by SIGHUP under the same load; prints
+#            the longest pause
+#   many     COUNT (default 250) attached volumes: time of each attach, memory
+set -u -o pipefail
+binary=$1 via=$2 test=$3 count=${4:-}
+work=/run/ashlar
+mkdir -p $work/mnt
+mount -t tmpfs -o size=80% tmpfs $work
+mkdir -p $work/mnt $work/node
+export ASHLAR_SERVER=unix://$work/node/control.sock
+ashlar() { "$binary" "$@"; }
+fail() {
+  echo "devices.sh: $*" >&2
+  tail -n 20 $work/log | sed 's/^/daemon: /' >&2
+  dmesg 2>/dev/null | tail -n 15 >&2
+  exit 1
+}
+try() { "$@" || fail "failed ($?): $*"; }
+refuse() { # refuse TEXT COMMAND...: it fails and says TEXT
+  local want=$1 said; shift
+  said=$("$@" 2>&1) && fail "was not refused: $*"
+  grep -q -- "$want" <<<"$said" || fail "$*: said '$said', not '$want'"
+}
+is() { [ "$1" = "$2" ] || fail "'$1' is not '$2': $3"; }
+
+daemon=
+# On a host nothing may be left behind, whatever failed.
+clean() {
+  touch $work/stop
+  umount -l $work/mnt 2>/dev/null
+  if [ -n "$daemon" ] && kill -0 $daemon 2>/dev/null; then
+    for d in $(ashlar devices --output json 2>/dev/null | sed -n 's/.*"path": "\(.*\)",/\1/p'); do ashlar detach --force $d >&2; done
+    kill -TERM $daemon
+    wait $daemon
+  fi
+}
+trap clean EXIT
+start() {
+  "$binary" serve --data-dir $work/node --socket $work/node/control.sock --default-pool ${pool:-600MiB} \
+    --nbd-socket $work/node/nbd.sock --log-level info >>$work/log 2>&1 &
+  daemon=$!
+  wait_ready
+}
+wait_ready() {
+  local i
+  for i in $(seq 600); do
+    ashlar devices >/dev/null 2>&1 && return
+    kill -0 $daemon 2>/dev/null || fail "the daemon ended"
+    sleep 0.1
+  done
+  fail "the daemon does not answer"
+}
+crash() { kill -9 $daemon; wait $daemon 2>/dev/null; start; }
+stop() { kill -TERM $daemon; wait $daemon || fail "the daemon ended with $?"; daemon=; }
+now() { date +%s%3N; }
+
+life() {
+  start
+  ashlar devices --support
+  try ashlar volume create data --size 320MiB >/dev/null
+  d=$(ashlar attach data --via $via) || fail attach
+  [ -b "$d" ] || fail "$d is no block device"
+  is "$(ashlar attach data --via $via)" "$d" "attached twice"
+  is "$(readlink /dev/ashlar/default/data)" "$d" "the name"
+  is "$(blockdev --getsize64 $d)" $((320 << 20)) size
+  refuse "attached as $d" ashlar attach data --read-only
+  refuse "not found" ashlar attach nothing
+  refuse "must be one of" ashlar attach data --via floppy
+  refuse "no such file" ashlar attach /nowhere/disk.img
+  refuse "in use" ashlar volume delete data --yes
+  refuse "has volumes attached" ashlar pool close default
+  refuse "is in use by process" "$binary" serve --data-dir $work/node --socket $work/other.sock
+  # Growing a mounted ext4 takes CAP_SYS_RESOURCE, which not every host gives.
+  local grow="resize2fs $d"
+  if [ $via = fuse ]; then
+    try mkfs.xfs -q -f $d
+    grow="xfs_growfs $work/mnt"
+  else
+    try mkfs.ext4 -q -E nodiscard $d
+  fi
+  try mount $d $work/mnt
+  ashlar devices
+  refuse "mounted on $work/mnt" ashlar detach $d
+  refuse "mounted on $work/mnt" ashlar detach data
+  # Space comes, goes, and comes back to the pool.
+  allocated() { ashlar volume show data --output json | sed -n 's/.*"allocated_bytes": *"\{0,1\}\([0-9]*\).*/\1/p'; }
+  try dd if=/dev/urandom of=$work/mnt/big bs=1M count=48 conv=fsync status=none
+  full=$(allocated)
+  try rm $work/mnt/big; sync
+  try fstrim $work/mnt
+  less=$(allocated)
+  [ $((full - less)) -ge $((40 << 20)) ] || fail "fstrim gave back only $((full - less)) of $full"
+  # Growing.
+  try ashlar volume resize data --size 400MiB >/dev/null
+  if [ "$(blockdev --getsize64 $d)" = $((400 << 20)) ]; then
+    try $grow >/dev/null
+    [ $(df --output=size -B1M $work/mnt | tail -1) -gt 330 ] || fail "the file system has not grown"
+  else
+    ashlar devices | grep "has not" || fail "the device has not grown, and nobody says so"
+    echo "growing in use: not with this kernel"
+  fi
+  try umount $work/mnt
+  try blockdev --flushbufs $d
+  try blkdiscard -z -o 0 -l 4096 $d
+  lsblk -o NAME,SIZE,RO,MOUNTPOINT $d
+  # A snapshot is read-only; a file is no volume.
+  try ashlar snapshot create data@one >/dev/null
+  s=$(ashlar attach data@one --via $via) || fail "attach a snapshot"
+  is "$(blockdev --getro $s)" 1 "read-only"
+  truncate -s 64M $work/file
+  f=$(ashlar attach $work/file --via $via) || fail "attach a file"
+  try dd if=/dev/urandom of=$f bs=1M count=8 oflag=direct status=none
+  cmp -n $((8 << 20)) $f $work/file || fail "the file is not what was written"
+  is "$(ashlar devices --output json | grep -c '"path"')" 3 "three devices"
+  # The daemon goes, and comes: everything is still there, known by its source.
+  before=$(ashlar devices --output json | grep -E '"(path|source|attached)"')
+  stop
+  refuse "cannot reach the daemon" ashlar detach $d
+  [ -b $d ] || fail "the device went with the daemon"
+  start
+  after=$(ashlar devices --output json | grep -E '"(path|source|attached)"')
+  is "$after" "$before" "after a restart"
+  try cmp -n $((8 << 20)) $f $work/file
+  # A closed pool: its devices wait, and go on when it is opened.
+  try ashlar detach $s >/dev/null
+  try ashlar detach $work/file >/dev/null
+  try ashlar detach data >/dev/null
+  is "$(ashlar devices --output json | grep -c '"path"')" 0 "nothing attached"
+  [ -e /dev/ashlar ] && fail "names are left: $(find /dev/ashlar)"
+  try ashlar snapshot delete data@one --yes --wait >/dev/null
+  try ashlar volume delete data --yes >/dev/null
+  stop
+}
+
+load() { # load DIR: a writer that verifies, until $work/stop
+  local round=0
+  while [ ! -e $work/stop ]; do
+    round=$((round + 1))
+    # Through the page cache and around it.
+    fio --directory=$1 --rw=randwrite --bs=4k --size=16M --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=$round \
+      --fallocate=none --minimal --name=cached --ioengine=psync --fsync=32 \
+      --name=direct --ioengine=libaio --direct=1 --iodepth=16 >$work/fio 2>&1 ||
+      { echo "fio, round $round: $(cat $work/fio)" >>$work/broken; return; }
+  done
+  echo $round >$work/rounds
+}
+
+under_load() { # under_load FS ACT: ACT count times under a writer on a mounted FS
+  local fs=$1 act=$2 i d
+  try ashlar volume create $fs --size 320MiB >/dev/null
+  d=$(ashlar attach $fs --via $via) || fail attach
+  if [ $fs = xfs ]; then try mkfs.xfs -q -f $d; else try mkfs.$fs -q $d; fi
+  try mount $d $work/mnt
+  rm -f $work/stop $work/broken $work/rounds
+  load $work/mnt & writer=$!
+  for i in $(seq $count); do
+    sleep 1.$((RANDOM % 10))
+    $act
+    [ -e $work/broken ] && fail "after $i times: $(cat $work/broken)"
+    grep -q " $work/mnt .*[ ,]rw[, ]" /proc/mounts || fail "read-only after $i times"
+  done
+  touch $work/stop
+  wait $writer
+  [ -e $work/broken ] && fail "at the end: $(cat $work/broken)"
+  echo "$fs: $count times, $(cat $work/rounds) rounds of writing and verifying"
+  try umount $work/mnt
+  if [ $fs = xfs ]; then try xfs_repair -n $d >/dev/null 2>&1; else try e2fsck -fn $d >/dev/null 2>&1; fi
+  try ashlar detach $d >/dev/null
+  try ashlar volume delete $fs --yes >/dev/null
+}
+
+kills() {
+  count=${count:-3}
+  start
+  under_load ext4 crash
+  under_load xfs crash
+  stop
+}
+
+reload() { # a hand-over, and how long a read waited meanwhile
+  local pid=$daemon before
+  before=$(grep -c '"serving"\|msg=serving ' $work/log)
+  kill -HUP $daemon
+  local i
+  for i in $(seq 600); do
+    [ $(grep -c '"serving"\|msg=serving ' $work/log) -gt $before ] && break
+    kill -0 $pid 2>/dev/null || fail "the daemon ended instead of handing over"
+    sleep 0.05
+  done
+  [ $i = 600 ] && fail "no hand-over in 30 s"
+  wait_ready
+}
+
+reloads() {
+  count=${count:-3}
+  start
+  under_load ext4 reload
+  grep -o 'msg="handed over".*' $work/log | grep -o 'pause=[^ ]*' | sort -u | tail -n 5
+  stop
+}
+
+many() {
+  count=${count:-250}
+  local pool=1GiB i begin first last
+  start
+  for i in $(seq $count); do try ashlar volume create v$i --size 1GiB >/dev/null; done
+  rss() { awk '/^VmRSS/ {print $2}' /proc/$daemon/status; }
+  before=$(rss)
+  for i in $(seq $count); do
+    begin=$(now)
+    try ashlar attach v$i --via $via >/dev/null
+    last=$(($(now) - begin))
+    [ $i -le 10 ] && first=$last
+    [ $((i % 50)) = 0 ] && echo "attach $i: $last ms"
+  done
+  after=$(rss)
+  echo "$count devices through $via: $(((after - before) / count)) KiB of memory each; the 10th attach $first ms, the last $last ms"
+  [ $(((after - before) / count)) -le 1024 ] || fail "more than 1 MiB a device"
+  is "$(ashlar devices --output json | grep -c '"online"\|DEVICE_STATE_ONLINE')" $count online
+  crash
+  is "$(ashlar devices --output json | grep -c '"online"\|DEVICE_STATE_ONLINE')" $count "online after a kill"
+  for i in 1 $((count / 2)) $count; do try dd if=/dev/ashlar/default/v$i of=/dev/null bs=4k count=4 iflag=direct status=none; done
+  begin=$(now)
+  for i in $(seq $count); do try ashlar detach v$i >/dev/null; done
+  echo "detach: $((($(now) - begin) / count)) ms each"
+  stop
+}
+
+case $test in
+  life) life ;;
+  kill) kills ;;
+  reload) reloads ;;
+  many) many ;;
+  *) fail "no test $test" ;;
+esac
+[ -e /dev/ashlar ] && fail "names are left: $(find /dev/ashlar)"
+echo "PASS $test $via"
