@@ -70,6 +70,7 @@ const (
 	iops          = "iops"
 	iopsPerCPU    = "iops_per_server_cpu_second"
 	cpuPerMillion = "server_cpu_seconds_per_million"
+	latencyMedian = "latency_p50_us"
 	latencyTail   = "latency_p999_us"
 	cpuShare      = "server_cpu"
 	resident      = "server_resident_bytes"
@@ -108,7 +109,7 @@ func shallow() []Claim {
 }
 
 // Bars are all bars.
-var Bars = slices.Concat(exportBars, poolBars)
+var Bars = slices.Concat(exportBars, spinBars, poolBars, observeBars)
 
 // exportBars are the bars of the NBD export.
 var exportBars = []Bar{

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -125,12 +126,25 @@ func TestTheCommittedPageIsCurrent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	page, drawn, err := renderAll(filepath.Join("..", "results"), all)
+	if err != nil {
+		t.Fatal(err)
+	}
 	have, err := os.ReadFile(filepath.Join("..", "results", "README.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(have) != renderPage(all) {
+	if string(have) != page {
 		t.Errorf("benchmarks/results/README.md is not what its results give; run %s", Generator)
+	}
+	charts, err := filepath.Glob(filepath.Join("..", "results", chartsFolder, "*.svg"))
+	if err != nil || len(charts) != len(drawn) {
+		t.Errorf("%d charts, want %d (%v); run %s", len(charts), len(drawn), err, Generator)
+	}
+	for _, path := range charts {
+		if text, err := os.ReadFile(path); err != nil || !bytes.Equal(text, drawn[filepath.Base(path)]) {
+			t.Errorf("%s is not what the results give (%v); run %s", path, err, Generator)
+		}
 	}
 }
 
@@ -181,7 +195,7 @@ func TestThePageSaysWhyAPeerIsNotThere(t *testing.T) {
 		r.Runs[i].Case = r.Name
 	}
 	r.Absent = map[string]string{"lvm-thin": "lvm-thin: no device mapper"}
-	page := renderPage([]stored{{"f.json", r}})
+	page := renderPage([]stored{{"f.json", r}}, "")
 	for _, want := range []string{"not measured: lvm-thin: no device mapper", "3 claims are against peers that their host cannot run.", "| 1.05x (1.05x) | qcow2-prealloc |"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("no %q in\n%s", want, page)

@@ -111,7 +111,7 @@ func amount(metric string, v float64) string {
 		return fmt.Sprintf("%.0fk", v/1e3)
 	case cpuShare:
 		return fmt.Sprintf("%.2f %%", v*100)
-	case latencyTail, latencyMax, createCall, deleteCall, "call_max_us":
+	case latencyMedian, latencyTail, latencyMax, createCall, deleteCall, "call_max_us":
 		return fmt.Sprintf("%.2f ms", v/1e3)
 	case openSeconds, openTiB:
 		return fmt.Sprintf("%.2f s", v)

@@ -80,6 +80,7 @@ type poolVolume struct {
 	name, about string
 	volume      string // empty: the mapped one, or one of its own
 	snapshots   bool   // taken during the load
+	flags       []string
 }
 
 func (p poolVolume) Name() string            { return p.name }
@@ -101,7 +102,7 @@ func (p poolVolume) Plan(s Site) (Plan, error) {
 	if name == "" {
 		name = mappedVolume
 	}
-	plan := Plan{Argv: argv, Ready: "unix:" + nbd, StopMax: closeMax}
+	plan := Plan{Argv: append(argv, p.flags...), Ready: "unix:" + nbd, StopMax: closeMax}
 	if s.Volume != VolumeMapped {
 		name = "run-" + filepath.Base(s.Dir) // a name of its own: what a failed run left costs only space
 		plan.Setup = [][]string{s.asking(control, "volume", "create", name, "--size", strconv.FormatUint(s.Backing.Size, 10))}
