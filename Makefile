@@ -135,16 +135,16 @@ man: build ## write docs/man from the commands themselves
 	@mkdir -p docs/man && $(BINARY) man --dir docs/man
 
 .PHONY: run
-run: .make/run build ## export a scratch file and show fio's result on it (RUN_SECONDS, RUN_KEEP=1)
+run: .make/run build ## a node, a pool, a volume, a device, and fio's result on it (RUN_SECONDS, RUN_KEEP=1)
 	@tools/run.sh
 
 # ---- tests ----------------------------------------------------------------------
 
 .PHONY: test
 test: .make/test go ## all Go tests: with the race detector, without (allocation pins), with invariants
-	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
-	CGO_ENABLED=0 $(GO) test $(TESTFLAGS) ./...
-	CGO_ENABLED=0 $(GO) test -tags invariants $(TESTFLAGS) ./datapath/... ./nbd/...
+	CGO_ENABLED=1 $(GO) test -race -timeout 30m $(TESTFLAGS) ./...
+	CGO_ENABLED=0 $(GO) test -timeout 30m $(TESTFLAGS) ./...
+	CGO_ENABLED=0 $(GO) test -timeout 30m -tags invariants $(TESTFLAGS) ./datapath/... ./nbd/...
 
 .PHONY: test-root
 test-root: go ## the Go tests as root; what needs root fails instead of skipping

@@ -41,8 +41,9 @@
 //     one reactor serves. More than one queue helps stores that are slow to answer.
 //   - Discards, write-zeroes and flushes are waited for by that thread, and hold up
 //     what comes after them.
-//   - A process waits for itself when it reads its own device, directly or because the
-//     kernel wants memory and writes dirty pages of the device back for it. [Start]
+//   - A process waits for itself when it uses its own device: by reading it, by sync(2),
+//     which is for all file systems and cannot be killed, or because the kernel wants
+//     memory and writes dirty pages of the device back for it. [Start]
 //     makes all threads of the process I/O flushers (PR_SET_IO_FLUSHER, Linux 5.6,
 //     CAP_SYS_RESOURCE), which is the kernel's remedy; in a program built with cgo only
 //     the reactors become ones. No swap on such a device, and no memory of the process

@@ -79,7 +79,9 @@ func Start(c Config) (*Server, error) {
 		return nil, fmt.Errorf("keeper: %w", err)
 	}
 	if c.Idle > 0 {
+		s.mu.Lock() // tire may run at once
 		s.timer, s.resting = time.AfterFunc(c.Idle, s.tire), true
+		s.mu.Unlock()
 	}
 	s.group.Add(2)
 	go s.accept()

@@ -42,9 +42,11 @@ func newFUSEWay(reactors []*reactor.Reactor, dataDir, socket string, log *slog.L
 		_, _ = h.Write([]byte(dataDir)) // never fails
 		w.options.Socket = fmt.Sprintf("/run/ashlar/keeper-%x.sock", h.Sum64())
 	}
-	if program, err := os.Executable(); err == nil {
-		w.options.Command = []string{program, "fuse-keeper", "--socket", w.options.Socket, "--idle", "1m"}
+	command, err := keeper.SelfCommand(w.options.Socket)
+	if err != nil {
+		log.Warn("no keeper can be started", "error", err) // and so nothing attached through FUSE
 	}
+	w.options.Command = command
 	return w
 }
 
