@@ -46,7 +46,7 @@ type serveFlags struct {
 	keeper string
 	reactorFlags
 	metrics string
-	observe bool
+	observe []string
 	stages  bool
 	slowIO  time.Duration
 	otlp    string
@@ -130,7 +130,7 @@ anew. Listening sockets stay open, and attached devices only wait.`,
 	flags.StringVar(&f.keeper, "fuse-keeper", "", "socket of a fuse-keeper that holds devices attached through FUSE (default: one is started when needed)")
 	f.reactorFlags.add(c)
 	flags.StringVar(&f.metrics, "metrics", "", "serve /metrics, /healthz and /debug/pprof by HTTP on this loopback HOST:PORT")
-	flags.BoolVar(&f.observe, "observe", true, "observe the disks and the daemon's threads in the kernel (eBPF), as far as it allows")
+	flags.StringSliceVar(&f.observe, "observe", []string{"disks", "reactors", "nbd", "ublk"}, "observe these in the kernel (eBPF), as far as it allows: disks, reactors, io_uring, nbd, ublk; or none")
 	flags.BoolVar(&f.stages, "stages", true, "time the stages of requests (false: to measure what that costs)")
 	flags.DurationVar(&f.slowIO, "slow-io", time.Second, "log requests that take at least this long, with where the time went (0: none)")
 	flags.StringVar(&f.otlp, "otlp-endpoint", "", "send spans of control operations and slow requests to this OpenTelemetry collector, HOST:PORT or URL (default: what OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set)")
@@ -168,6 +168,11 @@ func (f *serveFlags) check() error {
 	case len(f.controlAllow) > 0 && !allTLS:
 		return usagef("--control-allow needs --control-listen with its TLS flags")
 	}
+	for _, group := range observed(f.observe) {
+		if err := oneOf("observe", group, "disks", "reactors", "io_uring", "nbd", "ublk"); err != nil {
+			return err
+		}
+	}
 	return cmp.Or(f.reactorFlags.check(), f.nbdFlags.check())
 }
 
@@ -201,7 +206,7 @@ func (f *serveFlags) serveConfig(c *cobra.Command) (daemon.ServeConfig, error) {
 		TLS: nbd.TLSMode(f.tls), TLSOnly: f.tlsOnly, NoList: f.noList, Connections: f.connections, Depth: f.depth,
 		Socket: f.socket, ControlListen: f.controlListen, ControlNames: f.controlAllow,
 		Keeper:  f.keeper,
-		Metrics: f.metrics, SlowIO: f.slowIO, Observe: f.observe, NoStages: !f.stages, OTLPEndpoint: f.otlp, Activation: true, Log: log,
+		Metrics: f.metrics, SlowIO: f.slowIO, Observe: observed(f.observe), NoStages: !f.stages, OTLPEndpoint: f.otlp, Activation: true, Log: log,
 	}
 	if len(f.listen)+len(f.nbdSockets) == 0 {
 		config.ListenDefault = defaultListen
@@ -307,6 +312,14 @@ func checkProgram(path string) error {
 		return fmt.Errorf("%s version: %w: %.200s", path, err, out)
 	}
 	return nil
+}
+
+// observed are the groups to observe; the word none alone is none.
+func observed(groups []string) []string {
+	if len(groups) == 1 && groups[0] == "none" {
+		return nil
+	}
+	return groups
 }
 
 // optionsInForce are the values of all flags, by name.

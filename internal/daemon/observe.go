@@ -40,9 +40,9 @@ type kernelObserver struct {
 // the engine's pools. It does not wait: loading takes some tenths of a second, and
 // nobody needs it to serve. What the kernel does not allow is logged and listed as
 // unobserved. Call close before the reactors stop and the engine closes.
-func startObserver(log *slog.Logger, reactors []*reactor.Reactor, e *engine.Engine) (*kernelObserver, error) {
+func startObserver(log *slog.Logger, groups []string, reactors []*reactor.Reactor, e *engine.Engine) (*kernelObserver, error) {
 	k := &kernelObserver{
-		load:     func() (*observe.Observer, error) { return observe.Start(observe.Config{Log: log}) },
+		load:     func() (*observe.Observer, error) { return observe.Start(observe.Config{Log: log, Groups: groups}) },
 		reactors: reactors, disks: func() map[observe.Number][]string { return poolDisks(e.Pools(), "/") }, every: serviceEvery, log: log,
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}

@@ -75,9 +75,10 @@ type ServeConfig struct {
 	DeviceLinks string // directory of the names of attached devices; "": /dev/ashlar
 
 	Metrics string // loopback HOST:PORT of /metrics, /healthz, /debug/pprof; "": none
-	// Observe has the kernel show what disks and reactor threads do, by eBPF. What it
-	// does not allow is listed as unobserved, and everything else works.
-	Observe bool
+	// Observe are the groups of package observe that the kernel is to show, by eBPF:
+	// what disks and reactor threads do. What it does not allow is logged and listed as
+	// unobserved. Empty: none.
+	Observe []string
 	// NoStages leaves the stages of requests untimed; see filter.StatsConfig.
 	NoStages bool
 	// SlowIO is how long a request takes to be written of in the log; 0: none is.
@@ -246,8 +247,8 @@ func (n *node) start() (err error) {
 	control := &controller{
 		config: c, engine: n.engine, volumes: n.volumes, server: n.server, devices: n.devices, reactors: n.reactors, uris: n.uris, started: time.Now(), stopping: n.stopping,
 	}
-	if c.Observe {
-		kernel, err := startObserver(n.log, n.reactors, n.engine)
+	if len(c.Observe) > 0 {
+		kernel, err := startObserver(n.log, c.Observe, n.reactors, n.engine)
 		if err != nil { // no reason not to serve
 			n.log.Warn("the kernel is not observed", "error", err)
 			control.unobserved = err.Error()

@@ -52,7 +52,7 @@ func (s *observeService) Stats(_ context.Context, r *controlpb.StatsRequest) (*c
 	}
 	reply.CpuSeconds, reply.RssBytes = usage()
 	if s.observer == nil {
-		reason := cmp.Or(s.unobserved, "the daemon was started with --observe=false")
+		reason := cmp.Or(s.unobserved, "the daemon was started with --observe=none")
 		for _, what := range []string{"disks", "reactors"} {
 			reply.Unobserved = append(reply.Unobserved, &controlpb.Unobserved{What: what, Reason: reason})
 		}

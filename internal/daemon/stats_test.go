@@ -506,7 +506,7 @@ func TestDevicesOfOneNameAreCountedTogether(t *testing.T) {
 }
 
 func TestStatsHaveTheKernelsSideOrSayWhyNot(t *testing.T) {
-	n := newNode(t, nil, func(c *ServeConfig) { c.Observe = true })
+	n := newNode(t, nil, func(c *ServeConfig) { c.Observe = []string{"disks", "reactors"} })
 	n.volume("data", mib)
 	c := n.dial("data")
 	if err := errors.Join(c.Write(t.Context(), make([]byte, 4096), 0, 1), c.Close()); err != nil { // FUA
