@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
@@ -19,6 +20,7 @@ type ReactorConfig struct {
 	Poll        reactor.PollMode
 	Engine      reactor.EngineKind
 	BufferBytes int64 // per reactor
+	GCPercent   int   // of the garbage collector, unless GOGC says it; 0: 400
 }
 
 func (c *ReactorConfig) check() error {
@@ -34,7 +36,7 @@ func (c *ReactorConfig) check() error {
 // start starts the reactors of a config that was checked. With an error it returns
 // those that run.
 func (c *ReactorConfig) start(log *slog.Logger) (list []*reactor.Reactor, err error) {
-	tuneRuntime(c.Reactors)
+	tuneRuntime(c.Reactors, cmp.Or(c.GCPercent, 400))
 	raiseDescriptors(log)
 	for i := range c.Reactors {
 		rc := reactor.Config{Name: fmt.Sprintf("r%d", i), Engine: c.Engine, Poll: c.Poll, BufferBytes: c.BufferBytes, Log: log}
@@ -60,12 +62,12 @@ func stopReactors(list []*reactor.Reactor) {
 // tuneRuntime gives the Go runtime what a reactor needs of it: processors beside
 // the reactors' own, or HTTP and the garbage collector starve, and little garbage
 // collection, since the data path makes no garbage.
-func tuneRuntime(reactors int) {
+func tuneRuntime(reactors, gcPercent int) {
 	if n := reactors + 2; runtime.GOMAXPROCS(0) < n {
 		runtime.GOMAXPROCS(n)
 	}
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
+		debug.SetGCPercent(gcPercent)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(1 << 30) // of the Go heap; data buffers lie outside it

@@ -205,6 +205,7 @@ func (n *node) start() (err error) {
 	if err := c.Reactors.check(); err != nil {
 		return err
 	}
+	c.Reactors.GCPercent = 100 // hundreds of attached devices are live memory, not garbage
 	if n.lock, err = lockDir(c.DataDir); err != nil {
 		return err
 	}

@@ -225,7 +225,8 @@ many() {
   done
   after=$(rss)
   echo "$count devices through $via: $(((after - before) / count)) KiB of memory each; the 10th attach $first ms, the last $last ms"
-  [ $(((after - before) / count)) -le 1024 ] || fail "more than 1 MiB a device"
+  # With few devices it is the growth of everything else that is measured.
+  [ $count -lt 100 ] || [ $(((after - before) / count)) -le 1024 ] || fail "more than 1 MiB a device"
   is "$(ashlar devices --output json | grep -c '"online"\|DEVICE_STATE_ONLINE')" $count online
   crash
   is "$(ashlar devices --output json | grep -c '"online"\|DEVICE_STATE_ONLINE')" $count "online after a kill"
