@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -159,8 +160,23 @@ type Verdict struct {
 
 var errSchema = errors.New("unknown schema")
 
+// here makes paths below the working directory relative: where a checkout lies says
+// nothing about a result.
+func here(command []string) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return // then the paths stay as they are
+	}
+	for i, word := range command {
+		command[i] = strings.TrimPrefix(word, dir+string(filepath.Separator))
+	}
+}
+
 // Save writes the result, whole or not at all.
 func (r *Result) Save(path string) error {
+	for i := range r.Peers {
+		here(r.Peers[i].Command)
+	}
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("result: %w", err)

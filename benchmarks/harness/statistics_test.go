@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -126,5 +127,15 @@ func TestTableShowsRatiosAndCharts(t *testing.T) {
 	text, err := os.ReadFile(paths[0])
 	if err != nil || !strings.Contains(string(text), "<svg") {
 		t.Errorf("%s is no SVG: %v", paths[0], err)
+	}
+}
+
+func TestPathsBelowTheWorkingDirectoryAreRelative(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	command := []string{filepath.Join(dir, "bin", "ashlar"), "export", "/dev/vdb", dir}
+	here(command)
+	if want := []string{filepath.Join("bin", "ashlar"), "export", "/dev/vdb", dir}; !slices.Equal(command, want) {
+		t.Errorf("%q, want %q", command, want)
 	}
 }
