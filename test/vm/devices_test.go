@@ -87,6 +87,11 @@ func TestDevicesThroughFUSE(t *testing.T) {
 	if err := exec.Command("losetup", "-f").Run(); err != nil {
 		t.Skipf("no loop devices here: losetup -f: %v", err)
 	}
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("no FUSE here: %v", err)
+	}
+	_ = f.Close() // nothing is mounted
 	devices(t, "fuse", func(limit time.Duration) []string {
 		return []string{"timeout", strconv.Itoa(int(limit.Seconds())), "unshare", "--mount", "--propagation", "private"}
 	})
