@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ashlar-storage/ashlar/internal/blockdev"
 )
 
 const (
@@ -58,7 +60,7 @@ func parseMounts(table string) (list []mounted) {
 		if err != nil {
 			continue
 		}
-		m := mounted{name: unescape(rest[1]), file: unescape(fields[4]), connection: uint32(number)}
+		m := mounted{name: blockdev.Unescape(rest[1]), file: blockdev.Unescape(fields[4]), connection: uint32(number)}
 		if !slices.ContainsFunc(list, func(o mounted) bool { return o.connection == m.connection }) {
 			list = append(list, m)
 		}
@@ -76,30 +78,14 @@ func mountsOf(table string, numbers, sources []string) (list []string) {
 		if !ok || len(fields) < 5 {
 			continue
 		}
-		if !slices.Contains(numbers, fields[2]) && (len(rest) < 2 || !slices.Contains(sources, unescape(rest[1]))) {
+		if !slices.Contains(numbers, fields[2]) && (len(rest) < 2 || !slices.Contains(sources, blockdev.Unescape(rest[1]))) {
 			continue
 		}
-		if where := unescape(fields[4]); !slices.Contains(list, where) {
+		if where := blockdev.Unescape(fields[4]); !slices.Contains(list, where) {
 			list = append(list, where)
 		}
 	}
 	return list
-}
-
-// unescape undoes what the kernel does to blanks in mountinfo: \040.
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // openConnection opens /dev/fuse for a new connection.

@@ -224,9 +224,6 @@ nonsense
 	if where := mountsOf(table, []string{"7:3"}, []string{"/dev/loop3"}); strings.Join(where, " ") != "/mnt/m /mnt/b" {
 		t.Errorf("%v", where)
 	}
-	if unescape(`a\040b\9\`) != `a b\9\` {
-		t.Error(unescape(`a\040b\9\`))
-	}
 }
 
 func FuzzCall(f *testing.F) {

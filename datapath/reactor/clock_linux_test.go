@@ -47,6 +47,12 @@ func TestWorkInsideSleepIsBusy(t *testing.T) {
 	if busy2 < busy || slept2 < slept {
 		t.Errorf("went back: busy %v after %v, slept %v after %v", busy2, busy, slept2, slept)
 	}
+	var later statistics // of a reactor whose thread had worked for others
+	later.used.Store(int64(cpu + time.Hour))
+	later.thread.Store(int64(unix.Gettid()))
+	if busy, slept := later.split(0, 0, time.Second); busy != 0 || slept != time.Second {
+		t.Errorf("another's work: busy %v, slept %v", busy, slept)
+	}
 	s.thread.Store(1 << 28)
 	if _, slept := new(statistics).split(0, 0, 5); slept != 5 {
 		t.Errorf("without a thread: slept %v", slept)

@@ -241,6 +241,9 @@ func (r *Reactor) thread(ready chan<- error) {
 		ready <- err
 		return
 	}
+	if used, err := threadCPU(unix.Gettid()); err == nil { // Go gives threads that have worked before
+		r.stats.used.Store(int64(used))
+	}
 	r.stats.thread.Store(int64(unix.Gettid()))
 	r.log.Log(context.Background(), slog.LevelDebug, "reactor started", "engine", r.engine.describe(), "poll", r.config.Poll, "cpu", r.config.CPU-1)
 	ready <- nil

@@ -14,6 +14,7 @@ const gapBuckets = 32
 // statistics are written by the reactor and read by anyone.
 type statistics struct {
 	thread      atomic.Int64
+	used        atomic.Int64 // nanoseconds of CPU time the thread had used before it was the reactor's
 	turns       atomic.Uint64
 	busy        atomic.Uint64
 	spun        atomic.Uint64
@@ -45,7 +46,7 @@ func (s *statistics) split(busy, spun, slept time.Duration) (time.Duration, time
 	if thread := int(s.thread.Load()); thread == 0 { // it has not begun
 		return busy, slept
 	} else if cpu, err := threadCPU(thread); err == nil {
-		s.kernel = max(s.kernel, cpu-busy-spun)
+		s.kernel = max(s.kernel, cpu-time.Duration(s.used.Load())-busy-spun)
 	}
 	inside := min(s.kernel, slept)
 	s.slack = max(s.slack, slept-inside)

@@ -134,14 +134,14 @@ func mountOf(line string, numbers, sources []string) (string, bool) {
 	if !ok || len(fields) < 5 {
 		return "", false
 	}
-	if !slices.Contains(numbers, fields[2]) && (len(rest) < 2 || !slices.Contains(sources, unescape(rest[1]))) {
+	if !slices.Contains(numbers, fields[2]) && (len(rest) < 2 || !slices.Contains(sources, Unescape(rest[1]))) {
 		return "", false
 	}
-	return unescape(fields[4]), true
+	return Unescape(fields[4]), true
 }
 
-// unescape undoes what the kernel does to blanks in mountinfo: \040.
-func unescape(s string) string {
+// Unescape undoes what the kernel does to blanks in mountinfo: \040.
+func Unescape(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
 		if s[i] == '\\' && i+3 < len(s) {
