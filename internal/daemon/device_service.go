@@ -110,6 +110,11 @@ func (d *devices) leftMessage(l leftDevice) *controlpb.Device {
 		Path: l.path, Via: l.via, State: controlpb.DeviceState_DEVICE_STATE_WAITING, Reason: errNoSource.Error(),
 		Source: d.links.sources()[l.path],
 	}
+	d.mu.Lock()
+	if d.retrying {
+		m.Reason = "it is not taken over yet, or " + m.GetReason()
+	}
+	d.mu.Unlock()
 	fill(m)
 	return m
 }

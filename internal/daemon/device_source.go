@@ -38,7 +38,7 @@ func (d *devices) source(name string) (*deviceSource, error) {
 		}
 		return d.counting(d.remoteSource(u)), nil
 	case filepath.IsAbs(name):
-		return d.counting(fileSource(filepath.Clean(name))), nil
+		return d.counting(d.fileSource(filepath.Clean(name))), nil
 	}
 	volume, snapshot := engine.SplitRef(name)
 	i, err := d.engine.Volume(volume)
@@ -94,8 +94,8 @@ func (d *devices) volumeSource(x exported, id string) *deviceSource {
 	return s
 }
 
-func fileSource(path string) *deviceSource {
-	return &deviceSource{name: path, identity: "file:" + path, open: func(_ context.Context, readOnly bool) (datapath.Device, error) {
+func (d *devices) fileSource(path string) *deviceSource {
+	return &deviceSource{name: path, identity: "file:" + d.node + ":" + path, open: func(_ context.Context, readOnly bool) (datapath.Device, error) {
 		f, err := filedev.Open(path, filedev.Options{ReadOnly: readOnly})
 		if err != nil {
 			return nil, err
@@ -110,7 +110,7 @@ func fileSource(path string) *deviceSource {
 // remoteSource is an export of another NBD server.
 func (d *devices) remoteSource(u *nbd.URI) *deviceSource {
 	name := u.String()
-	return &deviceSource{name: name, identity: "nbd:" + name, open: func(ctx context.Context, _ bool) (datapath.Device, error) {
+	return &deviceSource{name: name, identity: "nbd:" + d.node + ":" + name, open: func(ctx context.Context, _ bool) (datapath.Device, error) {
 		r, err := openRemote(ctx, name, d.log)
 		if err != nil {
 			return nil, err

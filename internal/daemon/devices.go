@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ashlar-storage/ashlar/control"
@@ -17,6 +18,7 @@ import (
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 	"github.com/ashlar-storage/ashlar/engine"
 	"github.com/ashlar-storage/ashlar/internal/blockdev"
+	"github.com/ashlar-storage/ashlar/internal/crc32c"
 )
 
 // devices are the block devices of this host that the daemon serves. The kernel is
@@ -26,6 +28,7 @@ type devices struct {
 	volumes *volumes
 	log     *slog.Logger
 	links   links
+	node    string          // of what is no volume: whose it is, where a host has several daemons
 	order   []controlpb.Via // in which auto tries
 	ways    map[controlpb.Via]way
 
@@ -33,7 +36,11 @@ type devices struct {
 	attached map[string]*attachedDevice // by identity
 	busy     map[string]chan struct{}   // by identity: closed when what goes on with it is over
 	ended    bool                       // nothing is attached any more
-	work     sync.WaitGroup             // what goes on
+	retrying bool                       // recover goes on
+
+	ending  chan struct{} // closed with ended
+	retries sync.WaitGroup
+	work    sync.WaitGroup // what goes on
 }
 
 // attachedDevice is a device with its source. Its fields do not change.
@@ -61,8 +68,9 @@ func newDevices(e *engine.Engine, v *volumes, reactors []*reactor.Reactor, c *Se
 	}
 	return &devices{
 		engine: e, volumes: v, log: c.Log, links: links{cmp.Or(c.DeviceLinks, "/dev/ashlar")},
+		node:  fmt.Sprintf("%08x", crc32c.Checksum([]byte(c.DataDir))),
 		order: []controlpb.Via{controlpb.Via_VIA_UBLK, controlpb.Via_VIA_NBD, controlpb.Via_VIA_FUSE}, ways: ways,
-		attached: map[string]*attachedDevice{}, busy: map[string]chan struct{}{},
+		attached: map[string]*attachedDevice{}, busy: map[string]chan struct{}{}, ending: make(chan struct{}),
 	}, nil
 }
 
@@ -156,6 +164,9 @@ func (d *devices) attach(ctx context.Context, name string, via controlpb.Via, o 
 	if old := d.get(s.identity); old != nil {
 		return old, d.fits(old, via, o)
 	}
+	if err := d.awaited(ctx, s); err != nil {
+		return nil, err
+	}
 	order := d.order
 	if via != controlpb.Via_VIA_UNSPECIFIED {
 		order = []controlpb.Via{via}
@@ -171,7 +182,7 @@ func (d *devices) attach(ctx context.Context, name string, via controlpb.Via, o 
 		if err == nil {
 			var a attachment
 			if a, err = w.attach(ctx, s, o); err == nil {
-				return d.attachedNow(s, a, via, o, passed), nil
+				return d.attachedNow(s, a, via, o, len(order) == 1, passed), nil
 			}
 			var told *control.Error
 			if errors.As(err, &told) || ctx.Err() != nil {
@@ -191,9 +202,11 @@ func (d *devices) attach(ctx context.Context, name string, via controlpb.Via, o 
 	return nil, told
 }
 
-func (d *devices) attachedNow(s *deviceSource, a attachment, via controlpb.Via, o deviceOptions, passed []string) *attachedDevice {
+func (d *devices) attachedNow(s *deviceSource, a attachment, via controlpb.Via, o deviceOptions, asked bool, passed []string) *attachedDevice {
 	device := &attachedDevice{attachment: a, source: s, via: via, readOnly: o.readOnly, since: time.Now()}
-	device.why = viaNames[via] + " is the first that works here"
+	if device.why = viaNames[via] + " is the first that works here"; asked {
+		device.why = ""
+	}
 	if len(passed) > 0 {
 		device.why = viaNames[via] + ", since " + strings.Join(passed, "; ")
 	}
@@ -205,6 +218,26 @@ func (d *devices) attachedNow(s *deviceSource, a attachment, via controlpb.Via, 
 	d.put(s.identity, device)
 	d.log.Info("attached", "source", s.name, "device", a.path(), "via", viaNames[via], "why", device.why)
 	return device
+}
+
+// awaited refuses a second device of a source whose first is still to be taken over.
+func (d *devices) awaited(ctx context.Context, s *deviceSource) error {
+	d.mu.Lock()
+	retrying := d.retrying
+	d.mu.Unlock()
+	if !retrying {
+		return nil
+	}
+	left, err := d.left(ctx)
+	if err != nil {
+		return problem("device", s.name, err)
+	}
+	for _, l := range left {
+		if l.matches(s.identity) {
+			return control.Errorf(control.ErrUnavailable, "device", s.name, "%s is attached as %s, which is not taken over yet", s.name, l.path)
+		}
+	}
+	return nil
 }
 
 // fits says whether a device is attached as asked.
@@ -341,9 +374,47 @@ func (d *devices) left(ctx context.Context) ([]leftDevice, error) {
 // recoverPatience bounds taking over one device of the daemon before.
 const recoverPatience = time.Minute
 
-// recover takes over what the daemon before has left, and tells what it cannot.
-// Devices whose pools are closed wait; it is called again when a pool is opened.
+// recover takes over what the daemon before has left. Devices whose pools are closed
+// wait; it is called again when a pool is opened. What fails, such as one whose server
+// is away or that the kernel has not let go of yet, is tried again until it is done.
 func (d *devices) recover(ctx context.Context) {
+	if d.recoverOnce(ctx) == 0 {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.retrying || d.ended {
+		return
+	}
+	d.retrying = true
+	d.retries.Go(func() { // ends when all are taken over, or with the daemon
+		for pause := recoverFirst; ; pause = min(2*pause, recoverMost) {
+			select {
+			case <-time.After(pause):
+			case <-d.ending:
+				return
+			}
+			if d.recoverOnce(context.Background()) == 0 {
+				d.mu.Lock()
+				d.retrying = false
+				d.mu.Unlock()
+				return
+			}
+		}
+	})
+}
+
+// Pauses between tries to take over a device.
+const (
+	recoverFirst = 50 * time.Millisecond
+	recoverMost  = 10 * time.Second
+)
+
+// recoverOnce tries to take over each device that has a source here, and returns how
+// many it could not. Who has the source open is the only one who may serve it, so a
+// device that seems to be served is one that the kernel is still taking from a dead
+// process: its id may be ours now.
+func (d *devices) recoverOnce(ctx context.Context) int {
 	left, err := d.left(ctx)
 	if err != nil {
 		d.log.Warn("the kernel's devices cannot all be listed", "error", err)
@@ -359,34 +430,36 @@ func (d *devices) recover(ctx context.Context) {
 		d.links.clean(func(device string) bool { return paths[device] })
 	}
 	if len(left) == 0 {
-		return
+		return 0
 	}
 	known, err := d.sources()
 	if err != nil {
 		d.log.Error("devices of the daemon before", "error", err)
-		return
+		return len(left)
 	}
 	hints := d.links.sources()
+	var failed atomic.Int32
 	var each sync.WaitGroup
 	limit := make(chan struct{}, 16)
 	for _, l := range left {
-		if l.served {
-			continue // another daemon's
-		}
 		s, err := d.sourceOf(known, l.matches, hints[l.path])
 		if err != nil {
-			d.log.Warn("a device waits", "device", l.path, "reason", err)
+			if !l.served { // else it is another daemon's
+				d.log.Warn("a device waits", "device", l.path, "reason", err)
+			}
 			continue
 		}
 		each.Go(func() {
 			limit <- struct{}{}
 			defer func() { <-limit }()
 			if err := d.takeOver(ctx, l, s); err != nil {
-				d.log.Error("a device was not taken over", "device", l.path, "source", s.name, "error", err)
+				failed.Add(1)
+				d.log.Error("a device is not taken over yet", "device", l.path, "source", s.name, "error", err)
 			}
 		})
 	}
 	each.Wait()
+	return int(failed.Load())
 }
 
 // takeOver serves a device of the daemon before.
@@ -476,10 +549,12 @@ func (d *devices) leave(ctx context.Context) error {
 	before := d.ended
 	d.ended = true
 	d.mu.Unlock()
-	d.work.Wait()
 	if before {
 		return nil
 	}
+	close(d.ending)
+	d.retries.Wait()
+	d.work.Wait()
 	var mu sync.Mutex
 	var errs []error
 	var each sync.WaitGroup

@@ -25,6 +25,7 @@ type fakeKernel struct {
 	unsupported error
 	refuse      error // of attach
 	noResize    error
+	notYet      int                    // how often recover fails
 	devices     map[string]*fakeDevice // by path
 	made        int
 }
@@ -65,7 +66,7 @@ func (k *fakeKernel) found(context.Context) (list []foundDevice, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, f := range k.devices {
-		list = append(list, foundDevice{path: f.node, matches: func(identity string) bool { return identity == f.identity }})
+		list = append(list, foundDevice{path: f.node, served: k.notYet > 0, matches: func(identity string) bool { return identity == f.identity }})
 	}
 	return list, nil
 }
@@ -76,6 +77,10 @@ func (k *fakeKernel) recover(ctx context.Context, s *deviceSource, found foundDe
 	f := k.devices[found.path]
 	if f.device != nil {
 		return nil, errors.New("it is served")
+	}
+	if k.notYet > 0 {
+		k.notYet--
+		return nil, errors.New("the kernel has not let go of it")
 	}
 	var err error
 	f.device, err = s.open(ctx, false)
@@ -390,6 +395,38 @@ func TestAttachOfAnotherServersExport(t *testing.T) {
 		t.Errorf("health: %v, %v", h, err)
 	}
 	if _, err := n.client.Devices.Detach(t.Context(), &controlpb.DetachRequest{Name: uri}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRecoveryIsTriedAgain: what seems to be served, as by the id of a process that is
+// ours now, or cannot be taken over at once, is taken over later, and is no reason to
+// make a second device.
+func TestRecoveryIsTriedAgain(t *testing.T) {
+	n, _, kernel := attachNode(t)
+	n.volume("data", 8*mib)
+	d := n.attached("data")
+	n.stop()
+	kernel.notYet = 1 << 30
+	n.start()
+	_, err := n.client.Devices.Attach(t.Context(), &controlpb.AttachRequest{Source: "data"})
+	wants(t, err, control.ErrUnavailable, d.GetPath(), "not taken over yet")
+	n.stop() // while it is tried again
+	n.start()
+	kernel.mu.Lock()
+	kernel.notYet = 2
+	kernel.mu.Unlock()
+	deadline := time.Now().Add(serveWait)
+	for l := n.listed(); len(l) != 1 || l[0].GetState() != controlpb.DeviceState_DEVICE_STATE_ONLINE; l = n.listed() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not taken over: %v", l)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if again := n.attached("data"); again.GetPath() != d.GetPath() {
+		t.Errorf("a second device %s", again.GetPath())
+	}
+	if _, err := n.client.Devices.Detach(t.Context(), &controlpb.DetachRequest{Name: "data"}); err != nil {
 		t.Error(err)
 	}
 }
