@@ -102,9 +102,11 @@ func (s *session) topLive(interval time.Duration) error {
 		defer a.mu.Unlock()
 	}()
 	m := newTopModel(s.address(), interval, a.stats, lipgloss.NewRenderer(s.out()))
-	// Signals end the context; the program's own handler of them may block forever when
-	// the context ends it first.
-	p := tea.NewProgram(m, tea.WithContext(ctx), tea.WithoutSignalHandler(), tea.WithAltScreen(), tea.WithInput(s.cmd.InOrStdin()), tea.WithOutput(s.out()))
+	p := tea.NewProgram(m, tea.WithoutSignalHandler(), tea.WithAltScreen(), tea.WithInput(s.cmd.InOrStdin()), tea.WithOutput(s.out()))
+	// A signal ends the context and so the view, by the way of the key q: a program given
+	// the context itself closes its input while it is being read, and its own handler of
+	// signals may block for ever.
+	defer context.AfterFunc(ctx, p.Quit)()
 	_, err := p.Run()
 	if signaled.Err() != nil { // it ends as by q
 		return nil
