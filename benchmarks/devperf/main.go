@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -117,6 +118,11 @@ func run(arguments []string) error {
 	}
 	if err := p.Check(t.Size()); err != nil {
 		return err
+	}
+	// On one CPU the runtime would have one processor: its own work would stop the
+	// drivers, each of which has a thread, and the client be measured instead of the server.
+	if n := p.Jobs + 2; runtime.GOMAXPROCS(0) < n {
+		runtime.GOMAXPROCS(n)
 	}
 	report, err := measure(t, p, cpus, o)
 	if err != nil {
