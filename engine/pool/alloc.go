@@ -205,6 +205,22 @@ func (a *allocator) used(cluster, zoneClusters uint32) bool {
 	return i < z.count && z.bits[i/64]&(1<<(i%64)) != 0
 }
 
+// empty reports whether none of n clusters of a zone, from first on, is in use.
+func (a *allocator) empty(zone, first, n uint32) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	z := &a.zones[zone]
+	if first+n > z.count {
+		return false
+	}
+	for i := first; i < first+n; i++ {
+		if z.bits[i/64]&(1<<(i%64)) != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // space is how many bytes of clusters there are, and how many of them are free or
 // about to be.
 func (a *allocator) space() (total, free uint64) {

@@ -14,7 +14,7 @@ type commitWork struct {
 	spaces  []waiter     // and give back what was freed
 	regions []regionWait // make a region dirty
 	txns    []*txn
-	ahead   []uint32 // fresh regions that become dirty together with the one before them
+	ahead   []regionAhead
 	cleans  []uint32 // regions that have become clean
 	unused  []uint32 // regions that were made dirty ahead, for nothing
 	commit  bool     // like a flush that nobody waits for
@@ -33,6 +33,12 @@ func (w *commitWork) reset() {
 type regionWait struct {
 	index uint32
 	w     waiter
+}
+
+// regionAhead is a region without data that becomes dirty together with one before it.
+type regionAhead struct {
+	index  uint32
+	before regionState // what it is again if nobody writes to it
 }
 
 // txn changes several things at once. The committer runs apply, with applyMu
@@ -258,35 +264,52 @@ func (p *Pool) regionRecords(b []byte, w *commitWork) []byte {
 	for _, x := range w.regions {
 		record(x.index, regionDirty)
 	}
-	for _, index := range w.ahead {
-		record(index, regionDirty)
+	for _, x := range w.ahead {
+		record(x.index, regionDirty)
 	}
 	return b
 }
 
-// regionsAhead is how many fresh regions become dirty with a fresh one before them:
+// regionsAhead is how many regions without data become dirty with one before them:
 // clusters are allocated from one to the next, and their writes would each wait for
-// a record of the journal. It is 28 MiB.
+// a record of the journal. It is 28 MiB. After a crash there is nothing in them whose
+// checksums would have to be computed.
 const regionsAhead = 7
 
-// lookAhead finds the fresh regions that are to become dirty as well.
+// lookAhead finds the regions that are to become dirty as well: fresh ones behind a
+// fresh one, and ones whose clusters are all free again. sumsMu is held.
 func (p *Pool) lookAhead(w *commitWork) {
+	w.ahead = w.ahead[:0]
+	add := func(index uint32, before regionState) {
+		same := func(x regionAhead) bool { return x.index == index }
+		asked := func(x regionWait) bool { return x.index == index }
+		if !slices.ContainsFunc(w.ahead, same) && !slices.ContainsFunc(w.regions, asked) {
+			w.ahead = append(w.ahead, regionAhead{index, before})
+		}
+	}
 	for _, x := range w.regions {
 		_, z := p.regionAt(x.index)
 		per := uint32(len(z.regions))
-		for i := x.index % per; i <= x.index%per+regionsAhead && i < z.count/regionClusters; i++ {
-			index := z.index*per + i
-			if regionState(z.states[i].Load()) != regionFresh {
-				break
-			}
-			if i > x.index%per && !slices.Contains(w.ahead, index) && p.installFresh(&z.regions[i], z, index) {
-				w.ahead = append(w.ahead, index)
+		at := x.index % per
+		fresh := regionState(z.states[at].Load()) == regionFresh
+		for i := at + 1; i <= at+regionsAhead && i < z.count/regionClusters; i++ {
+			index, g := z.index*per+i, &z.regions[i]
+			switch regionState(z.states[i].Load()) {
+			case regionFresh:
+				if fresh && p.installFresh(g, z, index) {
+					add(index, regionFresh)
+				}
+			case regionClean:
+				fresh = false
+				if g.page.Load() != nil && g.state.Load()&(regionUntrusted|regionIsDirty) == 0 &&
+					p.alloc.empty(z.index, i*regionClusters, regionClusters) {
+					add(index, regionClean)
+				}
+			default:
+				fresh = false
 			}
 		}
 	}
-	w.ahead = slices.DeleteFunc(w.ahead, func(index uint32) bool {
-		return slices.ContainsFunc(w.regions, func(x regionWait) bool { return x.index == index })
-	})
 }
 
 // lockRegions takes sumsMu with the pages of the regions that shall become dirty
@@ -323,14 +346,16 @@ func (p *Pool) markDirty(w *commitWork) {
 	for _, x := range w.regions {
 		g, _ := p.regionAt(x.index)
 		g.state.Or(regionIsDirty | regionUsed)
-		if p.dirty[x.index] == nil {
+		if d := p.dirty[x.index]; d == nil {
 			p.dirty[x.index] = &dirtyRegion{}
+		} else {
+			d.ahead = false // somebody has a use for it
 		}
 	}
-	for _, index := range w.ahead {
-		g, _ := p.regionAt(index)
+	for _, x := range w.ahead {
+		g, _ := p.regionAt(x.index)
 		g.state.Or(regionIsDirty | regionUsed)
-		p.dirty[index] = &dirtyRegion{ahead: true, version: g.version()}
+		p.dirty[x.index] = &dirtyRegion{ahead: true, before: x.before, version: g.version()}
 	}
 	if len(w.regions) > 0 {
 		p.wakeKeeper()

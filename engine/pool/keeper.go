@@ -30,9 +30,10 @@ const (
 type dirtyRegion struct {
 	seen  uint64 // its state, when last looked at
 	since time.Time
-	// ahead: it was fresh, and is dirty only because the one before it was written
-	// to; version is the region's at that time.
+	// ahead: it has no data, and is dirty only because one before it was written to;
+	// before is what it was, version the region's at that time.
 	ahead   bool
+	before  regionState
 	version uint64
 }
 
@@ -151,10 +152,11 @@ func (p *Pool) cleanRegions(after time.Duration) error {
 	defer p.cleanMu.Unlock()
 	now := time.Now()
 	type candidate struct {
-		index uint32
-		seen  uint64
-		sums  *sumPage
-		fresh bool // still
+		index  uint32
+		seen   uint64
+		sums   *sumPage
+		unused bool        // it is as it was before
+		before regionState // then
 	}
 	var batch []candidate
 	p.sumsMu.Lock()
@@ -173,7 +175,7 @@ func (p *Pool) cleanRegions(after time.Duration) error {
 		if s&regionWriters != 0 || now.Sub(d.since) < after {
 			continue
 		}
-		batch = append(batch, candidate{index, g.state.Load(), g.page.Load(), d.ahead && g.version() == d.version})
+		batch = append(batch, candidate{index, g.state.Load(), g.page.Load(), d.ahead && g.version() == d.version, d.before})
 		if len(batch) == cleanBatch && after > 0 {
 			break
 		}
@@ -185,7 +187,7 @@ func (p *Pool) cleanRegions(after time.Duration) error {
 	var writes []*call
 	for _, c := range batch {
 		_, z := p.regionAt(c.index)
-		if z.disk == nil || c.fresh {
+		if z.disk == nil || c.unused {
 			continue
 		}
 		b := alignedBytes(pairSize)
@@ -215,7 +217,7 @@ func (p *Pool) cleanRegions(after time.Duration) error {
 		for _, seen := range []uint64{c.seen &^ uint64(regionUsed), c.seen | regionUsed} {
 			if g.clean(seen) {
 				delete(p.dirty, c.index)
-				if c.fresh {
+				if c.unused && c.before == regionFresh {
 					unused = append(unused, c.index)
 				} else {
 					cleaned = append(cleaned, c.index)
