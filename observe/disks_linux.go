@@ -3,9 +3,11 @@
 package observe
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,9 +35,13 @@ func (o *Observer) disksGroup() *group {
 		spec: bpf.LoadDisks,
 		prepare: func(spec *ebpf.CollectionSpec) error {
 			operations := spec.Maps[bpf.DisksMapOperations]
-			operations.MaxEntries = scale(disksMemory, int(operations.ValueSize), o.cpus, 128, 1024)
-			spec.Maps[bpf.DisksMapNames].MaxEntries = operations.MaxEntries
-			return nil
+			most := spec.Maps[bpf.DisksMapPlaces].MaxEntries
+			n := scale(disksMemory, int(operations.ValueSize), o.cpus, 128, int(most))
+			n = 1 << (bits.Len32(n) - 1)
+			operations.MaxEntries = n
+			spec.Maps[bpf.DisksMapPlaces].MaxEntries = n
+			spec.Maps[bpf.DisksMapNames].MaxEntries = n
+			return spec.Variables[bpf.DisksVarPlacesMask].Set(n - 1)
 		},
 		required: [][]string{{bpf.DisksProgBlockRqIssue}, {bpf.DisksProgBlockRqComplete}},
 		arm:      func() error { return o.setDisksLocked(o.disks) },
@@ -56,7 +62,7 @@ func (o *Observer) setDisksLocked(disks []Number) error {
 	watched := g.collection.Maps[bpf.DisksMapWatched]
 	only := g.collection.Variables[bpf.DisksVarOnlyWatched]
 	if len(disks) == 0 {
-		return only.Set(uint32(0))
+		return errors.Join(only.Set(uint32(0)), pausePlaces(g, nil))
 	}
 	for _, d := range disks {
 		if err := watched.Put(d.device(), uint32(1)); err != nil {
@@ -75,7 +81,80 @@ func (o *Observer) setDisksLocked(disks []Number) error {
 			return err
 		}
 	}
-	return only.Set(uint32(1))
+	return errors.Join(only.Set(uint32(1)), pausePlaces(g, disks))
+}
+
+// place is where an operation of a disk is counted.
+type place struct {
+	index  uint32
+	device uint32
+	kind   uint32
+	paused bool
+}
+
+// The bits of a place, as pack of disks.c sets them.
+const (
+	placeUsed   = 1 << 63
+	placePaused = 1 << 62
+)
+
+func unpack(index uint32, v uint64) place {
+	return place{index, uint32(v &^ (placeUsed | placePaused) >> 3), uint32(v & 7), v&placePaused != 0}
+}
+
+func (x place) pack() uint64 {
+	v := placeUsed | uint64(x.device)<<3 | uint64(x.kind)
+	if x.paused {
+		v |= placePaused
+	}
+	return v
+}
+
+// readPlaces lists the places in use.
+func readPlaces(g *group) ([]place, error) {
+	m := g.collection.Maps[bpf.DisksMapPlaces]
+	var cursor ebpf.MapBatchCursor
+	indexes, values := make([]uint32, m.MaxEntries()), make([]uint64, m.MaxEntries())
+	n, err := m.BatchLookup(&cursor, indexes, values, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // which is said at the end
+		return nil, err
+	}
+	var list []place
+	for i := range n {
+		if values[i]&placeUsed != 0 {
+			list = append(list, unpack(indexes[i], values[i]))
+		}
+	}
+	return list, nil
+}
+
+// pausePlaces stops the counting of disks that are not to be observed, and lets it go
+// on for those that are; none: all are.
+func pausePlaces(g *group, disks []Number) error {
+	list, err := readPlaces(g)
+	if err != nil {
+		return err
+	}
+	for _, x := range list {
+		paused := len(disks) > 0 && !numberOf(x.device).in(disks)
+		if paused == x.paused {
+			continue
+		}
+		x.paused = paused
+		if err := g.collection.Maps[bpf.DisksMapPlaces].Put(x.index, x.pack()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forget makes a place that of nothing, its counters zero.
+func (o *Observer) forget(g *group, x place) error {
+	clear(o.operations)
+	return errors.Join(
+		g.collection.Maps[bpf.DisksMapPlaces].Put(x.index, uint64(0)),
+		g.collection.Maps[bpf.DisksMapOperations].Put(x.index, o.operations),
+	)
 }
 
 // readDisks reads the counters of all disks, and forgets those of disks that are gone.
@@ -85,34 +164,38 @@ func (o *Observer) readDisks(g *group, s *Snapshot) error {
 		s.Unobserved = append(s.Unobserved, Unobserved{GroupDisks, "there are more disks than counters: name those to observe"})
 	}
 	names, counters := g.collection.Maps[bpf.DisksMapNames], g.collection.Maps[bpf.DisksMapOperations]
-	devices, err := keys[uint32](names)
+	places, err := readPlaces(g)
 	if err != nil {
 		return err
 	}
-	slices.Sort(devices)
-	for _, device := range devices {
+	slices.SortFunc(places, func(a, b place) int { return cmp.Or(cmp.Compare(a.device, b.device), cmp.Compare(a.kind, b.kind)) })
+	for len(places) > 0 {
+		device := places[0].device
 		var name bpf.DisksName
-		if err := names.Lookup(device, &name); err != nil {
-			continue // it went meanwhile
+		if err := names.Lookup(device, &name); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
 		}
 		disk := Disk{Name: text(name.Text[:]), Number: numberOf(device)}
 		present := o.kernel.rename(&disk)
-		for kind := range operationNames {
-			key := bpf.DisksOperationKey{Device: device, Kind: uint32(kind)}
+		for ; len(places) > 0 && places[0].device == device; places = places[1:] {
+			x := places[0]
+			if int(x.kind) >= len(operationNames) {
+				continue
+			}
 			if !present {
-				delete(o.counted, countedKey{disk.Number, operationNames[kind]})
-				if err := counters.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				delete(o.counted, countedKey{disk.Number, operationNames[x.kind]})
+				if err := o.forget(g, x); err != nil {
 					return err
 				}
 				continue
 			}
-			switch err := counters.Lookup(key, &o.operations); {
-			case errors.Is(err, ebpf.ErrKeyNotExist):
-			case err != nil:
+			if err := counters.Lookup(x.index, &o.operations); err != nil {
+				if errors.Is(err, ebpf.ErrKeyNotExist) {
+					continue // there is no room for it
+				}
 				return err
-			default:
-				disk.Operations = append(disk.Operations, sumOperation(operationNames[kind], o.operations))
 			}
+			disk.Operations = append(disk.Operations, sumOperation(operationNames[x.kind], o.operations))
 		}
 		if !present {
 			delete(o.services, disk.Number)
@@ -256,10 +339,16 @@ func (o *Observer) ServiceTime(major, minor uint32) (median time.Duration, ok bo
 	}
 	s.asked = now
 	var sum Histogram
-	for kind := range 2 { // reads, writes
-		key := bpf.DisksOperationKey{Device: n.device(), Kind: uint32(kind)}
-		if err := g.collection.Maps[bpf.DisksMapOperations].Lookup(key, &o.operations); err != nil {
-			continue // there was none
+	places, err := readPlaces(g)
+	if err != nil {
+		return s.median, s.median > 0
+	}
+	for _, x := range places {
+		if x.device != n.device() || x.kind > 1 { // reads, writes
+			continue
+		}
+		if err := g.collection.Maps[bpf.DisksMapOperations].Lookup(x.index, &o.operations); err != nil {
+			continue // there is no room for it
 		}
 		for i := range o.operations {
 			sum.addRaw(o.operations[i].Service.Sum, &o.operations[i].Service.Counts)

@@ -7,7 +7,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/ashlar-storage/ashlar/internal/testenv"
+	"github.com/ashlar-storage/ashlar/observe/bpf"
 )
 
 func TestRequestsOfADiskAreCountedExactly(t *testing.T) {
@@ -319,5 +323,42 @@ func TestCompletionsThatWereNotReported(t *testing.T) {
 	cpus[1].Done = 20 // what another CPU counted meanwhile
 	if d := sumOperation("write", cpus); d.Depth != 0 || d.Count != 24 {
 		t.Errorf("%d in flight of %d", d.Depth, d.Count)
+	}
+}
+
+// TestRequestsWithoutASlot gives the programs room for hardly a request: all are
+// counted, and those whose end nobody can tell count as missed.
+func TestRequestsWithoutASlot(t *testing.T) {
+	f, number := loopDevice(t, 4<<20)
+	testenv.RequireBPF(t)
+	k := real()
+	k.edit = func(g string, s *ebpf.CollectionSpec) {
+		if g == GroupDisks {
+			s.Maps[bpf.DisksMapFlights].MaxEntries = 1
+		}
+	}
+	o := with(t, Config{Groups: []string{GroupDisks}, Disks: []Number{number}}, k)
+	const writes = 100
+	b := aligned(t, 4096)
+	for i := range writes {
+		if _, err := f.WriteAt(b, int64(i)*4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := o.Snapshot()
+	d := disk(s, number).operation("write")
+	if d.Count != writes || d.Bytes != writes*4096 || d.Depth != 0 {
+		t.Errorf("%d writes, %d bytes, %d in flight; want %d writes", d.Count, d.Bytes, d.Depth, writes)
+	}
+	if n := d.Service.Count(); n > writes/2 || s.Missed < writes-n {
+		t.Errorf("%d service times without a place for them, %d requests missed", n, s.Missed)
+	}
+}
+
+func TestPlacesAreReadAsTheProgramsPackThem(t *testing.T) {
+	for _, x := range []place{{}, {7, 1<<32 - 1, 4, false}, {1023, 8<<20 | 1, 1, true}} {
+		if got := unpack(x.index, x.pack()); got != x {
+			t.Errorf("%+v became %+v", x, got)
+		}
 	}
 }

@@ -18,11 +18,6 @@ char terms[] SEC("license") = "Dual BSD/GPL";
 
 enum operation_kind { OP_READ, OP_WRITE, OP_FLUSH, OP_DISCARD, OP_ZEROES, OP_NONE };
 
-struct operation_key {
-	u32 device; /* major << 20 | minor of the whole disk */
-	u32 kind;
-};
-
 struct operation {
 	/* block_rq_issue */
 	u64 issued;
@@ -43,33 +38,57 @@ struct operation {
 	u64 request_merges;
 };
 
-/* A request by its address: drivers use the same memory for a tag again and again,
- * so an entry is made once and reused. */
+/* A request that waits or is with the driver. */
 struct flight {
+	u64 request; /* its address; 0: nobody's. Who makes it that of a request owns the rest */
 	u64 inserted; /* nanoseconds; 0: was not */
 	u64 issued; /* nanoseconds; 0: the driver does not have it */
-	struct operation_key key;
+	u32 place; /* of its operation */
 	u32 size; /* bytes, when it was issued */
 	u32 failed; /* a part of it ended with an error */
+	u32 unused[7]; /* a cache line each: requests of several CPUs do not meet in one */
 };
 
 struct name {
 	char text[32];
 };
 
+/*
+ * Both tables are looked at for every request, so they are plain arrays with a hash of
+ * ours, which costs a tenth of the kernel's hash maps: an entry is in one of the PROBES
+ * slots behind the one that its hash names.
+ */
+#define FLIGHTS 16384
+#define FLIGHT_PROBES 2
+#define PLACES 1024
+#define PLACE_PROBES 16
+
+/* A completion that was not seen leaves its request behind; others may have the slot
+ * after this time. Nanoseconds. */
+#define FLIGHT_MAX 120000000000ULL
+
 struct {
-	NUMBER(type, BPF_MAP_TYPE_LRU_HASH);
-	NUMBER(max_entries, 16384);
-	TYPE(key, u64);
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, FLIGHTS);
+	TYPE(key, u32);
 	TYPE(value, struct flight);
 } flights SEC(".maps");
 
 struct {
-	NUMBER(type, BPF_MAP_TYPE_PERCPU_HASH);
-	NUMBER(max_entries, 64); /* the loader sets it */
-	TYPE(key, struct operation_key);
+	NUMBER(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	NUMBER(max_entries, PLACES); /* the loader sets it */
+	TYPE(key, u32); /* a place */
 	TYPE(value, struct operation);
 } operations SEC(".maps");
+
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, PLACES); /* the loader sets it, to a power of two */
+	TYPE(key, u32); /* a place */
+	TYPE(value, u64); /* device and kind, as packed by pack, or that with PAUSED; 0: free */
+} places SEC(".maps");
+
+u32 places_mask; /* the loader sets it: max_entries of places, less one */
 
 struct {
 	NUMBER(type, BPF_MAP_TYPE_HASH);
@@ -84,13 +103,6 @@ struct {
 	TYPE(key, u32);
 	TYPE(value, u32);
 } watched SEC(".maps"); /* devices, when only_watched */
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_ARRAY);
-	NUMBER(max_entries, 1);
-	TYPE(key, u32);
-	TYPE(value, struct operation);
-} zero SEC(".maps"); /* never written: what a new operation starts as */
 
 u32 only_watched;
 u64 refused; /* requests of operations that found no room */
@@ -115,61 +127,157 @@ INLINE u32 kind_of(u32 flags)
 	return OP_NONE; /* of zones, and commands past the block layer */
 }
 
-INLINE struct operation *operation_of(struct operation_key *key, struct gendisk *disk)
-{
-	struct operation *op = map_lookup(&operations, key);
-	struct name name = {};
-	u32 first = 0;
-	void *nothing;
+/* hash_of takes 32 bits: of a pointer, the verifier lets no more be computed with. */
+INLINE u32 hash_of(u32 v) { return (v * 0x9e3779b1U) >> 12; }
 
-	if (op)
-		return op;
-	nothing = map_lookup(&zero, &first);
-	if (!nothing)
-		return NULL;
-	map_update(&operations, key, nothing, BPF_NOEXIST);
-	op = map_lookup(&operations, key);
-	if (!op) {
+#define USED (1ULL << 63)
+#define PAUSED (1ULL << 62) /* its counts stay, and no more are added */
+
+INLINE u64 pack(u32 device, u32 kind) { return USED | (u64)device << 3 | kind; }
+
+/* claim_place gives an operation its counters; PLACES when there is no room. */
+INLINE u32 claim_place(u64 packed, u32 device, struct gendisk *disk)
+{
+	u32 first = hash_of(packed);
+	struct name name = {};
+
+	for (u32 i = 0; i < PLACE_PROBES; i++) {
+		u32 place = (first + i) & places_mask;
+		u64 *holds = map_lookup(&places, &place), was;
+
+		if (!holds)
+			continue;
+		was = __sync_val_compare_and_swap(holds, 0, packed);
+		if (was && was != packed)
+			continue;
+		if (!map_lookup(&names, &device)) {
+			read_kernel(&name, sizeof(name), &disk->disk_name);
+			map_update(&names, &device, &name, BPF_ANY);
+		}
+		return place;
+	}
+	return PLACES;
+}
+
+/* place_of says where the operation of a request is counted, PLACES when it is not. */
+INLINE u32 place_of(struct gendisk *disk, u32 flags)
+{
+	u32 kind = kind_of(flags), device, first;
+	u64 packed;
+
+	if (!disk || kind == OP_NONE)
+		return PLACES; /* of a controller, not of a disk */
+	device = (u32)disk->major << 20 | (u32)disk->first_minor;
+	packed = pack(device, kind);
+	first = hash_of(packed);
+	for (u32 i = 0; i < PLACE_PROBES; i++) {
+		u32 place = (first + i) & places_mask;
+		u64 *holds = map_lookup(&places, &place);
+
+		if (holds && (*holds & ~PAUSED) == packed)
+			return *holds & PAUSED ? PLACES : place;
+	}
+	if (only_watched && !map_lookup(&watched, &device))
+		return PLACES;
+	first = claim_place(packed, device, disk);
+	if (first == PLACES)
 		__sync_fetch_and_add(&refused, 1);
+	return first;
+}
+
+/* counters_of are those of this CPU. */
+INLINE struct operation *counters_of(u32 place)
+{
+	struct operation *op;
+
+	if (place >= PLACES)
 		return NULL;
-	}
-	if (!map_lookup(&names, &key->device)) {
-		read_kernel(&name, sizeof(name), &disk->disk_name);
-		map_update(&names, &key->device, &name, BPF_ANY);
-	}
+	op = map_lookup(&operations, &place);
+	if (!op)
+		__sync_fetch_and_add(&refused, 1);
 	return op;
 }
 
-/* key_of says what to count a request under, false when it is not observed. */
-INLINE int key_of(struct operation_key *key, struct gendisk *disk, u32 flags)
+INLINE struct flight *flight_at(u32 slot)
 {
-	if (!disk)
-		return 0; /* of a controller, not of a disk */
-	key->kind = kind_of(flags);
-	if (key->kind == OP_NONE)
-		return 0;
-	key->device = (u32)disk->major << 20 | (u32)disk->first_minor;
-	return !only_watched || map_lookup(&watched, &key->device);
+	slot &= FLIGHTS - 1;
+	return map_lookup(&flights, &slot);
 }
+
+INLINE struct flight *flight_of(u64 request)
+{
+	u32 first = hash_of(request);
+
+	for (u32 i = 0; i < FLIGHT_PROBES; i++) {
+		struct flight *f = flight_at(first + i);
+
+		if (f && f->request == request)
+			return f;
+	}
+	return NULL;
+}
+
+/* lose counts a request whose completion was not seen. */
+INLINE void lose(struct operation *op, u32 size)
+{
+	if (op) {
+		op->lost++;
+		op->lost_bytes += size;
+	}
+}
+
+/* claim_flight makes a slot that of a request that has none. With now 0 none is taken
+ * from another. */
+INLINE struct flight *claim_flight(u64 request, u64 now)
+{
+	u32 first = hash_of(request);
+
+	for (u32 i = 0; i < FLIGHT_PROBES; i++) {
+		struct flight *f = flight_at(first + i);
+
+		if (!f || __sync_val_compare_and_swap(&f->request, 0, request))
+			continue;
+		f->inserted = 0;
+		f->issued = 0;
+		return f;
+	}
+	for (u32 i = 0; i < FLIGHT_PROBES; i++) {
+		struct flight *f = flight_at(first + i);
+		u64 whose, since;
+
+		if (!f)
+			continue;
+		whose = f->request;
+		since = f->issued ? f->issued : f->inserted;
+		if (!whose || !since || now < since + FLIGHT_MAX || __sync_val_compare_and_swap(&f->request, whose, request) != whose)
+			continue;
+		if (f->issued)
+			lose(counters_of(f->place), f->size);
+		f->inserted = 0;
+		f->issued = 0;
+		return f;
+	}
+	return NULL;
+}
+
+/* release gives the slot back: from here on it is somebody else's. */
+INLINE void release(struct flight *f) { __sync_lock_test_and_set(&f->request, 0); }
 
 SEC("tp_btf/block_rq_insert")
 int block_rq_insert(u64 *ctx)
 {
 	struct request *rq = (void *)ctx[0];
-	struct operation_key key;
-	u64 address = (u64)rq;
 	struct flight *f;
+	u64 now;
 
-	f = map_lookup(&flights, &address);
-	if (f) {
-		f->inserted = clock_ns();
+	f = flight_of((u64)rq);
+	if (!f && place_of(rq->q->disk, rq->cmd_flags) == PLACES)
 		return 0;
-	}
-	if (key_of(&key, rq->q->disk, rq->cmd_flags)) {
-		struct flight new = {.inserted = clock_ns()};
-
-		map_update(&flights, &address, &new, BPF_ANY);
-	}
+	now = clock_ns();
+	if (!f)
+		f = claim_flight((u64)rq, 0);
+	if (f)
+		f->inserted = now;
 	return 0;
 }
 
@@ -177,59 +285,46 @@ SEC("tp_btf/block_rq_issue")
 int block_rq_issue(u64 *ctx)
 {
 	struct request *rq = (void *)ctx[0];
-	struct gendisk *disk = rq->q->disk;
-	u64 address = (u64)rq, now, began;
-	struct operation_key key;
-	struct operation *op;
+	u32 place = place_of(rq->q->disk, rq->cmd_flags);
+	struct operation *op = counters_of(place);
 	struct flight *f;
+	u64 now, began;
 
-	if (!key_of(&key, disk, rq->cmd_flags))
-		return 0;
-	op = operation_of(&key, disk);
 	if (!op)
 		return 0;
 	now = clock_ns();
-	f = map_lookup(&flights, &address);
-	if (!f) {
-		struct flight new = {};
-
-		map_update(&flights, &address, &new, BPF_ANY);
-		f = map_lookup(&flights, &address);
-		if (!f)
-			return 0;
-	}
-	if (f->issued) {
-		struct operation *before = map_lookup(&operations, &f->key);
-
-		if (before) {
-			before->lost++;
-			before->lost_bytes += f->size;
-		}
-	}
-	began = f->inserted ? f->inserted : rq->start_time_ns;
-	f->inserted = 0;
-	f->issued = now;
-	f->key = key;
-	f->size = rq->__data_len;
-	f->failed = 0;
 	op->issued++;
+	f = flight_of((u64)rq);
+	if (f && f->issued)
+		lose(counters_of(f->place), f->size);
+	if (!f)
+		f = claim_flight((u64)rq, now);
+	began = f && f->inserted ? f->inserted : rq->start_time_ns;
 	if (began && began <= now)
 		record(&op->queue, now - began);
+	if (!f) { /* its completion will not be known as such */
+		lose(op, rq->__data_len);
+		return 0;
+	}
+	f->inserted = 0;
+	f->issued = now;
+	f->place = place;
+	f->size = rq->__data_len;
+	f->failed = 0;
 	return 0;
 }
 
 SEC("tp_btf/block_rq_requeue")
 int block_rq_requeue(u64 *ctx)
 {
-	u64 address = ctx[0];
+	struct flight *f = flight_of(ctx[0]);
 	struct operation *op;
-	struct flight *f = map_lookup(&flights, &address);
 
 	if (!f || !f->issued)
 		return 0;
 	f->issued = 0;
 	f->inserted = clock_ns();
-	op = map_lookup(&operations, &f->key);
+	op = counters_of(f->place);
 	if (op)
 		op->requeued++;
 	return 0;
@@ -245,22 +340,20 @@ int block_rq_complete(u64 *ctx)
 {
 	struct request *rq = (void *)ctx[0];
 	u32 error = (u8)ctx[1], bytes = ctx[2], bucket;
-	u64 address = (u64)rq, now;
+	struct flight *f = flight_of((u64)rq);
 	struct operation *op;
-	struct flight *f;
 
-	f = map_lookup(&flights, &address);
 	if (!f)
 		return 0;
-	f->inserted = 0;
-	if (!f->issued)
+	if (!f->issued) {
+		release(f);
 		return 0;
+	}
 	if (error)
 		f->failed = 1;
 	if (bytes < rq->__data_len)
 		return 0;
-	now = clock_ns();
-	op = map_lookup(&operations, &f->key);
+	op = counters_of(f->place);
 	if (op) {
 		op->done++;
 		if (f->failed)
@@ -271,18 +364,15 @@ int block_rq_complete(u64 *ctx)
 		if (bucket >= SIZES)
 			bucket = SIZES - 1;
 		op->sizes[bucket]++;
-		record(&op->service, now - f->issued);
+		record(&op->service, clock_ns() - f->issued);
 	}
-	f->issued = 0;
+	release(f);
 	return 0;
 }
 
 INLINE struct operation *merged(struct bio *bio)
 {
-	struct gendisk *disk = bio->bi_bdev->bd_disk;
-	struct operation_key key;
-
-	return key_of(&key, disk, bio->bi_opf) ? operation_of(&key, disk) : NULL;
+	return counters_of(place_of(bio->bi_bdev->bd_disk, bio->bi_opf));
 }
 
 SEC("tp_btf/block_bio_backmerge")
@@ -310,17 +400,11 @@ SEC("tp_btf/block_rq_merge")
 int block_rq_merge(u64 *ctx)
 {
 	struct request *rq = (void *)ctx[0];
-	struct gendisk *disk = rq->q->disk;
-	u64 address = (u64)rq;
-	struct operation_key key;
-	struct operation *op;
-	struct flight *f = map_lookup(&flights, &address);
+	struct operation *op = counters_of(place_of(rq->q->disk, rq->cmd_flags));
+	struct flight *f = flight_of((u64)rq);
 
-	if (f)
-		f->inserted = 0;
-	if (!key_of(&key, disk, rq->cmd_flags))
-		return 0;
-	op = operation_of(&key, disk);
+	if (f && !f->issued)
+		release(f);
 	if (op)
 		op->request_merges++;
 	return 0;

@@ -15,11 +15,13 @@ import (
 
 type DisksFlight struct {
 	_        structs.HostLayout
+	Request  uint64
 	Inserted uint64
 	Issued   uint64
-	Key      DisksOperationKey
+	Place    uint32
 	Size     uint32
 	Failed   uint32
+	Unused   [7]uint32
 }
 
 type DisksHistogram struct {
@@ -50,12 +52,6 @@ type DisksOperation struct {
 	RequestMerges uint64
 }
 
-type DisksOperationKey struct {
-	_      structs.HostLayout
-	Device uint32
-	Kind   uint32
-}
-
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -63,8 +59,8 @@ const (
 	DisksMapFlights             = "flights"
 	DisksMapNames               = "names"
 	DisksMapOperations          = "operations"
+	DisksMapPlaces              = "places"
 	DisksMapWatched             = "watched"
-	DisksMapZero                = "zero"
 	DisksProgBlockBioBackmerge  = "block_bio_backmerge"
 	DisksProgBlockBioFrontmerge = "block_bio_frontmerge"
 	DisksProgBlockRqComplete    = "block_rq_complete"
@@ -73,6 +69,7 @@ const (
 	DisksProgBlockRqMerge       = "block_rq_merge"
 	DisksProgBlockRqRequeue     = "block_rq_requeue"
 	DisksVarOnlyWatched         = "only_watched"
+	DisksVarPlacesMask          = "places_mask"
 	DisksVarRefused             = "refused"
 )
 
@@ -134,8 +131,8 @@ type DisksMapSpecs struct {
 	Flights    *ebpf.MapSpec `ebpf:"flights"`
 	Names      *ebpf.MapSpec `ebpf:"names"`
 	Operations *ebpf.MapSpec `ebpf:"operations"`
+	Places     *ebpf.MapSpec `ebpf:"places"`
 	Watched    *ebpf.MapSpec `ebpf:"watched"`
-	Zero       *ebpf.MapSpec `ebpf:"zero"`
 }
 
 // DisksVariableSpecs contains global variables before they are loaded into the kernel.
@@ -143,6 +140,7 @@ type DisksMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type DisksVariableSpecs struct {
 	OnlyWatched *ebpf.VariableSpec `ebpf:"only_watched"`
+	PlacesMask  *ebpf.VariableSpec `ebpf:"places_mask"`
 	Refused     *ebpf.VariableSpec `ebpf:"refused"`
 }
 
@@ -169,8 +167,8 @@ type DisksMaps struct {
 	Flights    *ebpf.Map `ebpf:"flights"`
 	Names      *ebpf.Map `ebpf:"names"`
 	Operations *ebpf.Map `ebpf:"operations"`
+	Places     *ebpf.Map `ebpf:"places"`
 	Watched    *ebpf.Map `ebpf:"watched"`
-	Zero       *ebpf.Map `ebpf:"zero"`
 }
 
 func (m *DisksMaps) Close() error {
@@ -178,8 +176,8 @@ func (m *DisksMaps) Close() error {
 		m.Flights,
 		m.Names,
 		m.Operations,
+		m.Places,
 		m.Watched,
-		m.Zero,
 	)
 }
 
@@ -188,6 +186,7 @@ func (m *DisksMaps) Close() error {
 // It can be passed to LoadDisksObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DisksVariables struct {
 	OnlyWatched *ebpf.Variable `ebpf:"only_watched"`
+	PlacesMask  *ebpf.Variable `ebpf:"places_mask"`
 	Refused     *ebpf.Variable `ebpf:"refused"`
 }
 
