@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -170,12 +171,12 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 		want string
 	}{
 		{"a program", func(s *ebpf.CollectionSpec) {
-			s.Programs[bpf.DisksProgBlockRqInsert].Instructions = asm.Instructions{asm.Mov.Reg(asm.R0, asm.R7), asm.Return()}
+			s.Programs[bpf.DisksProgBlockRqIssue].Instructions = asm.Instructions{asm.Mov.Reg(asm.R0, asm.R7), asm.Return()}
 		}, "verifier"},
 		{"a map", func(s *ebpf.CollectionSpec) { s.Maps[bpf.DisksMapOperations].MaxEntries = 0 }, bpf.DisksMapOperations},
 		{"too large a map", func(s *ebpf.CollectionSpec) { s.Maps[bpf.DisksMapFlights].MaxEntries = 1 << 31 }, ""},
 		{"a kind of program", func(s *ebpf.CollectionSpec) {
-			s.Programs[bpf.DisksProgBlockRqInsert].AttachType = ebpf.AttachTraceFEntry
+			s.Programs[bpf.DisksProgBlockRqIssue].AttachType = ebpf.AttachTraceFEntry
 		}, ""},
 	} {
 		k := real()
@@ -239,6 +240,31 @@ func TestReasonsAreForPeople(t *testing.T) {
 	} {
 		if got := reasonOf(tt.err); !strings.Contains(got, tt.want) && !strings.Contains(got, "locked down") {
 			t.Errorf("%v: %q", tt.err, got)
+		}
+	}
+}
+
+func TestInsertionsAreWatchedWhereTheKernelKeepsNoTimes(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		files map[string]string
+		want  bool
+	}{
+		{"all disks have statistics", map[string]string{"vda": "1", "vdb": "1"}, true},
+		{"one has none", map[string]string{"vda": "1", "vdb": "0"}, false},
+		{"nothing is known", nil, false},
+	} {
+		k := kernel{root: t.TempDir()}
+		for disk, text := range tt.files {
+			dir := filepath.Join(k.root, "sys/block", disk, "queue")
+			if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "iostats"), []byte(text+"\n"), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		spec := &ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{bpf.DisksProgBlockRqInsert: {}, bpf.DisksProgBlockRqIssue: {}}}
+		(&Observer{}).disksGroup().spare(spec, k)
+		if _, there := spec.Programs[bpf.DisksProgBlockRqInsert]; k.timesRequests() != tt.want || there == tt.want || len(spec.Programs) == 0 {
+			t.Errorf("%s: the kernel's times serve: %v, insertions are watched: %v", tt.name, k.timesRequests(), there)
 		}
 	}
 }

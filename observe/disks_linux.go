@@ -43,6 +43,11 @@ func (o *Observer) disksGroup() *group {
 			spec.Maps[bpf.DisksMapNames].MaxEntries = n
 			return spec.Variables[bpf.DisksVarPlacesMask].Set(n - 1)
 		},
+		spare: func(spec *ebpf.CollectionSpec, k kernel) {
+			if k.timesRequests() {
+				delete(spec.Programs, bpf.DisksProgBlockRqInsert)
+			}
+		},
 		required: [][]string{{bpf.DisksProgBlockRqIssue}, {bpf.DisksProgBlockRqComplete}},
 		arm:      func() error { return o.setDisksLocked(o.disks) },
 	}
@@ -275,6 +280,20 @@ func (k *kernel) inFlight(n Number) func(operation string) uint64 {
 		}
 		return writes
 	}
+}
+
+// timesRequests reports whether the kernel itself notes when each request of a disk
+// began, as it does unless somebody has switched the statistics of a disk off. The
+// programs then need not note it: with a scheduler, that would be half as much again
+// for every request.
+func (k *kernel) timesRequests() bool {
+	files, _ := filepath.Glob(filepath.Join(k.root, "sys/block/*/queue/iostats")) // the pattern is good
+	for _, name := range files {
+		if b, err := os.ReadFile(name); err != nil || strings.TrimSpace(string(b)) != "1" {
+			return false
+		}
+	}
+	return len(files) > 0
 }
 
 // rename gives a disk the name it has now, and reports whether it is there at all. A

@@ -362,3 +362,30 @@ func TestPlacesAreReadAsTheProgramsPackThem(t *testing.T) {
 		}
 	}
 }
+
+// TestQueueTimeFromInsertions takes the statistics of a disk away: the programs see
+// when requests were inserted into its scheduler.
+func TestQueueTimeFromInsertions(t *testing.T) {
+	f, number := loopDevice(t, 4<<20)
+	testenv.RequireBPF(t)
+	queue := "/sys/dev/block/" + number.String() + "/queue/"
+	if err := os.WriteFile(queue+"scheduler", []byte("mq-deadline"), 0); err != nil {
+		t.Skipf("needs the scheduler mq-deadline: %v", err)
+	}
+	if err := os.WriteFile(queue+"iostats", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	o := observing(t, Config{Groups: []string{GroupDisks}, Disks: []Number{number}})
+	const writes = 50
+	b := aligned(t, 4096)
+	for i := range writes {
+		if _, err := f.WriteAt(b, int64(i)*4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := disk(o.Snapshot(), number).operation("write")
+	if n := d.Queue.Count(); d.Count != writes || n < writes*9/10 || n > writes {
+		t.Errorf("%d writes, %d queue times; want %d of each", d.Count, n, writes)
+	}
+	plausible(t, "queue", &d.Queue)
+}

@@ -50,8 +50,9 @@ type group struct {
 	module   string                               // whose tracepoints they are; "": the kernel's own
 	spec     func() (*ebpf.CollectionSpec, error) // nil: there are no programs, and reason says why
 	prepare  func(*ebpf.CollectionSpec) error
-	required [][]string   // of each list, one program at least
-	arm      func() error // fills maps before the first event; may be nil
+	spare    func(*ebpf.CollectionSpec, kernel) // takes out what is not needed on this host; may be nil
+	required [][]string                         // of each list, one program at least
+	arm      func() error                       // fills maps before the first event; may be nil
 
 	collection *ebpf.Collection // nil: not loaded
 	links      []link.Link
@@ -92,6 +93,9 @@ func (g *group) load(k kernel, types *btf.Spec) error {
 	}
 	if err := g.dropAbsent(spec, types, k); err != nil {
 		return err
+	}
+	if g.spare != nil {
+		g.spare(spec, k)
 	}
 	if g.collection, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: types}}); err != nil {
 		return err
