@@ -29,11 +29,13 @@ func (e *epollEngine) commands() bool   { return false }
 func (e *epollEngine) describe() string {
 	return fmt.Sprintf("epoll with up to %d worker threads", e.r.config.Workers)
 }
-func (e *epollEngine) close()                  { _ = unix.Close(e.fd) } // holds no data
-func (e *epollEngine) growBuffers(int, []byte) {}
-func (e *epollEngine) reserve(int)             {}
-func (e *epollEngine) addFile(*File)           {}
-func (e *epollEngine) removeFile(*File)        {}
+func (e *epollEngine) close()                     { _ = unix.Close(e.fd) } // holds no data
+func (e *epollEngine) growBuffers(int, []byte)    {}
+func (e *epollEngine) reserve(int)                {}
+func (e *epollEngine) addFile(*File)              {}
+func (e *epollEngine) removeFile(*File)           {}
+func (e *epollEngine) addBuffers(int) (int, bool) { return 0, false }
+func (e *epollEngine) removeBuffers(int, int)     {}
 
 func (e *epollEngine) submit(io *IO) {
 	if io.File != nil {

@@ -19,7 +19,13 @@ const (
 	kindIgnored
 )
 
-const filesMax = 256 // places in the table of registered files
+const (
+	filesMax = 256 // places in the table of registered files
+	// driverBuffersMax is how many buffers drivers may register in a ring, beside the
+	// arena's own: 64 ublk queues of 64 requests. A place costs 8 bytes. The kernel's
+	// limit for the table is 16384.
+	driverBuffersMax = 4096
+)
 
 type ringEngine struct {
 	r    *Reactor
@@ -34,6 +40,9 @@ type ringEngine struct {
 	fixedFiles   []bool // places taken in the kernel's table; nil when it has none
 	fixedBuffers []bool // chunks of the arena the kernel knows; nil when it has no table
 	multiPoll    bool
+
+	driverBuffers     []bool // places taken for drivers; they follow those of the arena. Nil when there are none
+	driverBuffersFrom int    // the first of these places
 }
 
 type watchSlot struct {
@@ -58,7 +67,12 @@ func newRingEngine(r *Reactor) (*ringEngine, error) {
 	if ring.RegisterFiles(filesMax) == nil {
 		e.fixedFiles = make([]bool, filesMax)
 	}
-	if chunks := int(r.arena.Limit() / buf.ChunkSize); ring.RegisterBuffers(chunks) == nil {
+	chunks := int(r.arena.Limit() / buf.ChunkSize)
+	switch {
+	case ring.RegisterBuffers(chunks+driverBuffersMax) == nil:
+		e.fixedBuffers = make([]bool, chunks)
+		e.driverBuffers, e.driverBuffersFrom = make([]bool, driverBuffersMax), chunks
+	case ring.RegisterBuffers(chunks) == nil:
 		e.fixedBuffers = make([]bool, chunks)
 	}
 	return e, nil
@@ -107,6 +121,30 @@ func (e *ringEngine) removeFile(f *File) {
 	}
 }
 
+func (e *ringEngine) addBuffers(count int) (first int, ok bool) {
+	run := 0
+	for i, taken := range e.driverBuffers {
+		if run++; taken {
+			run = 0
+		}
+		if run == count {
+			first = i + 1 - count
+			for j := first; j <= i; j++ {
+				e.driverBuffers[j] = true
+			}
+			return e.driverBuffersFrom + first, true
+		}
+	}
+	return 0, false
+}
+
+func (e *ringEngine) removeBuffers(first, count int) {
+	for place := first; place < first+count; place++ {
+		_ = e.ring.UpdateBuffer(place, nil) // a place of the table: emptying it cannot fail
+		e.driverBuffers[place-e.driverBuffersFrom] = false
+	}
+}
+
 // entry is a free submission entry; when the ring is full, what is in it goes to
 // the kernel first.
 func (e *ringEngine) entry() *uring.SQE {
@@ -144,6 +182,14 @@ func (e *ringEngine) submit(io *IO) {
 	}
 	switch io.Op {
 	case OpRead, OpWrite:
+		if io.Fixed != 0 {
+			s.Opcode = uring.OpReadFixed + uint8(io.Op)
+			s.BufIndex = io.Fixed - 1
+			s.Addr, s.Length = io.Address, uint32(io.Length)
+			s.Offset = uint64(io.Offset)
+			s.OpFlags = uint32(io.RWFlags)
+			break
+		}
 		s.Opcode = uring.OpRead + uint8(io.Op) // OpWrite follows OpRead in both
 		if chunk := e.r.arena.Chunk(io.Buf); chunk >= 0 && e.fixedBuffers != nil && e.fixedBuffers[chunk] {
 			s.Opcode = uring.OpReadFixed + uint8(io.Op)
@@ -164,6 +210,7 @@ func (e *ringEngine) submit(io *IO) {
 	case OpCommand:
 		s.Opcode = uring.OpURingCmd
 		s.Offset = uint64(io.Mode)
+		s.Addr = io.Address
 		copy(e.ring.Command(s), io.Buf)
 	}
 }

@@ -30,12 +30,14 @@ const CommandSize = 16
 type IO struct {
 	Op      IOOp
 	RWFlags uint8  // RWF_* of preadv2(2): RWF_DSYNC for FUA
+	Fixed   uint16 // OpRead, OpWrite: 0, or 1 + the place of a driver's buffer, instead of Buf; see Reactor.AddBuffers
 	Mode    uint32 // OpFallocate: FALLOC_FL_*; OpCommand: the driver's number of the command
 	FD      int
 	File    *File // optional: the registered form of FD
 	Buf     []byte
 	Offset  int64
-	Length  int64
+	Length  int64      // OpFallocate; with Fixed: bytes to move
+	Address uint64     // OpCommand: the address in the entry; with Fixed: where in the buffer to begin
 	Func    func() int // OpFunc
 
 	// Result is the number of bytes moved, or a negative errno. It is valid in Done.

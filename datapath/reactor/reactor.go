@@ -90,6 +90,8 @@ type engine interface {
 	submit(io *IO)
 	addFile(f *File)
 	removeFile(f *File)
+	addBuffers(count int) (first int, ok bool)
+	removeBuffers(first, count int)
 	growBuffers(index int, memory []byte)
 	reserve(total int)
 	// poll hands over submissions and runs what has completed, without sleeping.
@@ -125,6 +127,7 @@ type Reactor struct {
 	timers    timerHeap
 	pollers   []*Poller
 	deferred  []*Deferred
+	overlaps  []*Deferred // for after the next submission
 	spare     []*Deferred
 	buffers   []*Deferred // who waits for buffers
 	wakeWatch Watch
@@ -315,13 +318,30 @@ func (r *Reactor) turn() bool {
 	if r.reapWorkers() {
 		found = true
 	}
+	overlaps := len(r.overlaps)
 	if r.engine.poll() > 0 {
 		found = true
 	}
 	if r.runDeferred() {
 		found = true
 	}
+	if len(r.overlaps) > 0 {
+		r.runOverlaps(overlaps)
+		found = true
+	}
 	return found
+}
+
+// runOverlaps runs the first n overlaps: what was submitted before them is with the
+// kernel now. What they ask for in turn waits for the next submission.
+func (r *Reactor) runOverlaps(n int) {
+	for _, d := range r.overlaps[:n] {
+		d.queued = false
+		d.Func()
+	}
+	rest := copy(r.overlaps, r.overlaps[n:])
+	clear(r.overlaps[rest:])
+	r.overlaps = r.overlaps[:rest]
 }
 
 func (r *Reactor) reapWorkers() (found bool) {
@@ -560,6 +580,16 @@ func (r *Reactor) Defer(d *Deferred) {
 	}
 }
 
+// Overlap runs d after all operations begun until now have been given to the kernel, and
+// before the reactor sleeps: the place for computing that need not be done before a
+// device begins. An operation may have ended by then. Reactor only.
+func (r *Reactor) Overlap(d *Deferred) {
+	if !d.queued {
+		d.queued = true
+		r.overlaps = append(r.overlaps, d)
+	}
+}
+
 // WaitBuffers runs d, once, after buffers were freed with FreeBuffer. Reactor only.
 func (r *Reactor) WaitBuffers(d *Deferred) {
 	for _, w := range r.buffers {
@@ -670,6 +700,17 @@ func (r *Reactor) AddFile(fd int) *File {
 
 // RemoveFile undoes AddFile; nothing of f is in flight. Reactor only.
 func (r *Reactor) RemoveFile(f *File) { r.engine.removeFile(f) }
+
+// AddBuffers takes count places in a row of the ring's table of registered buffers, for
+// a driver that registers memory of the kernel's own there (ublk), and returns the first.
+// It reports false where the engine or the kernel has no such table, or it is full.
+// Reactor only.
+func (r *Reactor) AddBuffers(count int) (first int, ok bool) { return r.engine.addBuffers(count) }
+
+// RemoveBuffers undoes AddBuffers, and lets go of what the driver has registered there. No
+// operation on the places is in flight, and the driver registers nothing there any more.
+// Reactor only.
+func (r *Reactor) RemoveBuffers(first, count int) { r.engine.removeBuffers(first, count) }
 
 // Watch is a descriptor whose readiness a reactor reports.
 type Watch struct {

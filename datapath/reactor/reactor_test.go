@@ -235,6 +235,50 @@ func TestDeferredRunsOnceATurn(t *testing.T) {
 	})
 }
 
+func TestOverlapsRunWhenOperationsAreWithTheKernel(t *testing.T) {
+	each(t, func(t *testing.T, c Config) {
+		r := begin(t, c)
+		fd := int(tempFile(t, 1<<20).Fd())
+		var file *File
+		wrote, done := make(chan struct{}), make(chan struct{})
+		io := IO{Op: OpWrite, FD: fd, Buf: make([]byte, 4096), Done: func(*IO) { close(wrote) }}
+		runs := 0
+		var o Deferred
+		o.Func = func() {
+			if e, ok := r.engine.(*ringEngine); ok && e.ring.Pending() > 0 {
+				t.Error("an operation begun before is not with the kernel")
+			}
+			if runs++; runs == 3 {
+				close(done)
+				return
+			}
+			r.Overlap(&o) // and nothing else keeps the reactor awake
+		}
+		run(t, r, func(r *Reactor) {
+			if err := r.Reserve(1); err != nil {
+				t.Error(err)
+			}
+			file = r.AddFile(fd)
+			io.File = file
+			r.SubmitIO(&io)
+			r.Overlap(&o)
+			r.Overlap(&o)
+			if runs != 0 {
+				t.Error("Overlap ran it at once")
+			}
+		})
+		await(t, done, "the overlaps")
+		await(t, wrote, "the write")
+		run(t, r, func(r *Reactor) {
+			if runs != 3 {
+				t.Errorf("ran %d times, want 3", runs)
+			}
+			r.RemoveFile(file)
+			r.Release(1)
+		})
+	})
+}
+
 func TestPollersRunEveryTurn(t *testing.T) {
 	each(t, func(t *testing.T, c Config) {
 		r := begin(t, c)
@@ -705,6 +749,55 @@ func TestRegisteredFilesRunOutQuietly(t *testing.T) {
 			}
 			r.RemoveFile(again)
 		})
+	})
+}
+
+func TestPlacesForBuffersOfDrivers(t *testing.T) {
+	each(t, func(t *testing.T, c Config) {
+		r := begin(t, c)
+		f := tempFile(t, 4096)
+		run(t, r, func(r *Reactor) {
+			if err := r.Reserve(1); err != nil {
+				t.Error(err)
+			}
+		})
+		if c.Engine != EngineRing {
+			run(t, r, func(r *Reactor) {
+				if first, ok := r.AddBuffers(1); ok {
+					t.Errorf("place %d of no table", first)
+				}
+			})
+			return
+		}
+		var small int
+		run(t, r, func(r *Reactor) {
+			first, ok := r.AddBuffers(driverBuffersMax - 8)
+			more, okMore := r.AddBuffers(8)
+			if !ok || !okMore || first != int(r.arena.Limit()/buf.ChunkSize) || more != first+driverBuffersMax-8 {
+				t.Errorf("places from %d and %d, %t, %t", first, more, ok, okMore)
+			}
+			if place, ok := r.AddBuffers(1); ok {
+				t.Errorf("place %d of a full table", place)
+			}
+			r.RemoveBuffers(first, 16)
+			if place, ok := r.AddBuffers(17); ok {
+				t.Errorf("17 places in a row from %d, where 16 are free", place)
+			}
+			if small, ok = r.AddBuffers(16); !ok || small != first {
+				t.Errorf("16 places from %d, %t, want %d", small, ok, first)
+			}
+		})
+		// Nothing is registered there.
+		if n := submit(t, r, &IO{Op: OpRead, FD: int(f.Fd()), Fixed: uint16(small) + 1, Length: 4096}); n != -int(unix.EFAULT) {
+			t.Errorf("read into an empty place: %d", n)
+		}
+		// The arena's own buffers are beside them.
+		var b []byte
+		run(t, r, func(r *Reactor) { b = r.Buffers().Alloc(4096) })
+		if n := submit(t, r, &IO{Op: OpRead, FD: int(f.Fd()), Buf: b}); n != 4096 {
+			t.Errorf("read into the arena: %d", n)
+		}
+		run(t, r, func(r *Reactor) { r.FreeBuffer(b) })
 	})
 }
 
