@@ -13,7 +13,8 @@ import (
 // rule of this package:
 //
 //   - a request that [Validate] refuses, a tag out of range or in use, a buffer
-//     of another length than the request, more than depth in flight;
+//     of another length than the request, a registered one ([Request.Fixed]) for a
+//     device that takes none, more than depth in flight;
 //   - a completion inside Submit, a second one, one on another thread;
 //   - a field changed that the device does not own, a status out of the set,
 //     extents that are empty, too many, too long or not in the caller's array;
@@ -38,6 +39,14 @@ func (d *checkedDevice) Unwrap() Device { return d.below }
 
 // Info implements [Device].
 func (d *checkedDevice) Info() Info { return d.below.Info() }
+
+// FixedBuffers implements [FixedBuffers], as far as the device below does.
+func (d *checkedDevice) FixedBuffers() (align int, err error) { return FixedBuffersOf(d.below) }
+
+func (d *checkedDevice) takesFixed() bool {
+	_, err := FixedBuffersOf(d.below)
+	return err == nil
+}
 
 // OpenQueue implements [Device].
 func (d *checkedDevice) OpenQueue(r *reactor.Reactor, depth int) (Queue, error) {
@@ -114,7 +123,11 @@ func (q *checkedQueue) Submit(r *Request) {
 		q.bad(r, "flush with a range")
 	case Validate(&info, r) != StatusOK:
 		q.bad(r, "not validated")
-	case moves && uint64(len(r.Buf)) != r.Length:
+	case r.Fixed != 0 && (!moves || r.Buf != nil):
+		q.bad(r, "registered buffer beside another, or on an operation that moves no data")
+	case r.Fixed != 0 && !q.dev.takesFixed():
+		q.bad(r, "registered buffer for a device that takes none")
+	case moves && r.Fixed == 0 && uint64(len(r.Buf)) != r.Length:
 		q.bad(r, "buffer of another length than the request")
 	case !moves && r.Buf != nil:
 		q.bad(r, "buffer on an operation that moves no data")
@@ -150,7 +163,7 @@ func (q *checkedQueue) done(d *Request) {
 		q.bad(d, "completed inside Submit")
 	case d.Status >= statusCount:
 		q.bad(d, "status out of the set")
-	case d.Op != up.Op, d.Flags != up.Flags, d.Offset != up.Offset, d.Length != up.Length, d.Context != up.Context, d.Timing != up.Timing:
+	case d.Op != up.Op, d.Flags != up.Flags, d.Offset != up.Offset, d.Length != up.Length, d.Fixed != up.Fixed, d.Context != up.Context, d.Timing != up.Timing:
 		q.bad(d, "field changed by the device")
 	case len(d.Buf) != len(up.Buf),
 		len(d.Buf) > 0 && &d.Buf[0] != &up.Buf[0] && (d.Op != OpRead || d.Flags&FlagLend == 0):

@@ -116,6 +116,17 @@ func TestCheckedStopsWhoeverBreaksARule(t *testing.T) {
 			b.Buf = b.Buf[:511]
 			q.Submit(b)
 		}},
+		{"registered buffer beside", func(_ *puppet, q datapath.Queue) {
+			b := readOf(0, ignore)
+			b.Fixed = 1
+			q.Submit(b)
+		}},
+		{"registered buffer beside another, or on", func(_ *puppet, q datapath.Queue) {
+			q.Submit(&datapath.Request{Op: datapath.OpDiscard, Length: 512, Fixed: 1, Done: ignore})
+		}},
+		{"takes none", func(_ *puppet, q datapath.Queue) {
+			q.Submit(&datapath.Request{Op: datapath.OpRead, Length: 512, Fixed: 1, Done: ignore})
+		}},
 		{"moves no data", func(_ *puppet, q datapath.Queue) {
 			b := readOf(0, ignore)
 			b.Op = datapath.OpDiscard

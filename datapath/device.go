@@ -1,6 +1,10 @@
 package datapath
 
-import "github.com/ashlar-storage/ashlar/datapath/reactor"
+import (
+	"errors"
+
+	"github.com/ashlar-storage/ashlar/datapath/reactor"
+)
 
 // BlockSize is the logical block of every store, in bytes. Smaller or unaligned
 // requests are served by read-modify-write inside the store.
@@ -60,6 +64,25 @@ type Device interface {
 	// Close releases the device. All its queues are closed before.
 	Close() error
 }
+
+// FixedBuffers is implemented by a device that takes requests whose data is in memory of
+// the kernel's own ([Request.Fixed]). It is no feature of [Info], so that a layer which
+// knows nothing of it does not pass it on.
+type FixedBuffers interface {
+	// FixedBuffers returns the bytes that offset and length of such a request must be
+	// multiples of, or why the device does not take them.
+	FixedBuffers() (align int, err error)
+}
+
+// FixedBuffersOf asks d for [FixedBuffers].
+func FixedBuffersOf(d Device) (align int, err error) {
+	if f, ok := d.(FixedBuffers); ok {
+		return f.FixedBuffers()
+	}
+	return 0, errSeesBytes
+}
+
+var errSeesBytes = errors.New("the device works on the bytes, or a layer above it does")
 
 // Queue is one reactor's path into a [Device]. It is used on that reactor only.
 type Queue interface {

@@ -101,9 +101,17 @@ type Request struct {
 	Length uint64 // bytes
 
 	// Buf holds the data of a read or write; len(Buf) == Length. It is nil for
-	// other operations. Best taken from the reactor's arena (page-aligned and
+	// other operations, and where Fixed is set. Best taken from the reactor's arena (page-aligned and
 	// registered with the kernel); any other memory works, by a slower path.
 	Buf []byte
+
+	// Fixed, where it is not 0, is 1 + the place of a buffer that a driver has registered
+	// with the ring of this reactor and that holds the data instead of Buf, which is nil.
+	// Nobody in this process can see such bytes: only a device that says so by
+	// [FixedBuffers] is given them, and of its requests only those that suit. It may end one
+	// with StatusNotSupported, having moved some of the bytes or none; the same request with
+	// Buf is good then.
+	Fixed uint16
 
 	// Context names the metadata context of OpExtents.
 	Context string

@@ -7,34 +7,36 @@ import "encoding/binary"
 
 // Numbers of control commands, and of I/O commands.
 const (
-	commandGetDevInfo              = 0x02
-	commandAddDev                  = 0x04
-	commandDelDev                  = 0x05
-	commandStartDev                = 0x06
-	commandStopDev                 = 0x07
-	commandSetParams               = 0x08
-	commandGetParams               = 0x09
-	commandStartUserRecovery       = 0x10
-	commandEndUserRecovery         = 0x11
-	commandGetDevInfo2             = 0x12
-	commandGetFeatures             = 0x13 // Linux 6.5
-	commandUpdateSize              = 0x15 // Linux 6.16
-	commandQuiesceDev              = 0x16 // Linux 6.16
-	commandFetchRequest            = 0x20
-	commandCommitAndFetch          = 0x21
-	commandFirstEncodedOnly        = commandGetFeatures // this and later ones have no legacy number
-	commandQueueNone               = 0xffff             // queue of a command that is not for a queue
-	commandDeviceNone              = 0xffffffff         // device of ADD_DEV: any
-	controlCommandSize             = 32
-	devInfoSize                    = 64
-	descriptorSize                 = 24
-	ioCommandSize                  = 16
-	paramsSize                     = 76   // up to and with the device numbers; the driver takes shorter and longer ones
-	queueDepthMax                  = 4096 // UBLK_MAX_QUEUE_DEPTH; the maps of the queues lie this far apart
-	devicesMax                     = 1 << 20
-	ioOffsetBase             int64 = 0x80000000 // UBLKSRV_IO_BUF_OFFSET
-	ioOffsetTagShift               = 25         // UBLK_TAG_OFF
-	ioOffsetQueueShift             = 41         // UBLK_QID_OFF
+	commandGetDevInfo               = 0x02
+	commandAddDev                   = 0x04
+	commandDelDev                   = 0x05
+	commandStartDev                 = 0x06
+	commandStopDev                  = 0x07
+	commandSetParams                = 0x08
+	commandGetParams                = 0x09
+	commandStartUserRecovery        = 0x10
+	commandEndUserRecovery          = 0x11
+	commandGetDevInfo2              = 0x12
+	commandGetFeatures              = 0x13 // Linux 6.5
+	commandUpdateSize               = 0x15 // Linux 6.16
+	commandQuiesceDev               = 0x16 // Linux 6.16
+	commandFetchRequest             = 0x20
+	commandCommitAndFetch           = 0x21
+	commandFirstEncodedOnly         = commandGetFeatures // this and later ones have no legacy number
+	commandQueueNone                = 0xffff             // queue of a command that is not for a queue
+	commandDeviceNone               = 0xffffffff         // device of ADD_DEV: any
+	controlCommandSize              = 32
+	devInfoSize                     = 64
+	descriptorSize                  = 24
+	ioCommandSize                   = 16
+	paramsSize                      = 76   // up to and with the device numbers; the driver takes shorter and longer ones
+	queueDepthMax                   = 4096 // UBLK_MAX_QUEUE_DEPTH; the maps of the queues lie this far apart
+	devicesMax                      = 1 << 20
+	ioOffsetBase             int64  = 0x80000000 // UBLKSRV_IO_BUF_OFFSET
+	ioOffsetTagShift                = 25         // UBLK_TAG_OFF
+	ioOffsetQueueShift              = 41         // UBLK_QID_OFF
+	autoBufferFallback       uint64 = 1 << 16    // UBLK_AUTO_BUF_REG_FALLBACK in its place
+	autoBufferNone           uint64 = 0xffff     // a place no table has
 )
 
 // Results of an I/O command. Other negative ones are errors of the command.
@@ -90,6 +92,13 @@ const (
 	FeatureAutoBuffer      Features = 1 << 11 // Linux 6.16
 	FeatureQuiesce         Features = 1 << 12 // Linux 6.16
 	FeaturePerIODaemon     Features = 1 << 13 // Linux 6.16
+	FeatureBufferAnyTask   Features = 1 << 14 // Linux 6.17
+	FeatureBatch           Features = 1 << 15
+	FeatureIntegrity       Features = 1 << 16
+	FeatureSafeStop        Features = 1 << 17 // Linux 7.0
+	FeatureNoPartitionScan Features = 1 << 18
+	FeatureSharedMemory    Features = 1 << 19
+	FeatureDescriptorSize  Features = 1 << 20
 )
 
 var featureNames = []struct {
@@ -100,6 +109,8 @@ var featureNames = []struct {
 	{FeatureUnprivileged, "unprivileged"}, {FeatureEncodedCommands, "encoded-commands"}, {FeatureUserCopy, "user-copy"},
 	{FeatureZoned, "zoned"}, {FeatureRecoveryFailIO, "recovery-fail-io"}, {FeatureUpdateSize, "update-size"},
 	{FeatureAutoBuffer, "auto-buffer"}, {FeatureQuiesce, "quiesce"}, {FeaturePerIODaemon, "per-io-daemon"},
+	{FeatureBufferAnyTask, "buffer-any-task"}, {FeatureBatch, "batch"}, {FeatureIntegrity, "integrity"}, {FeatureSafeStop, "safe-stop"},
+	{FeatureNoPartitionScan, "no-partition-scan"}, {FeatureSharedMemory, "shared-memory"}, {FeatureDescriptorSize, "descriptor-size"},
 }
 
 // Has reports whether every feature in g is present.
@@ -177,7 +188,7 @@ func (c *controlCommand) encode(b []byte) {
 //	     0    2 hardware queues
 //	     2    2 depth of each
 //	     4    2 state
-//	     6    2 reserved
+//	     6    2 size of a descriptor, where that was asked for (descriptor-size); not used
 //	     8    4 bytes of the largest I/O buffer
 //	    12    4 device
 //	    16    4 process id of the server, -1 for none
@@ -237,8 +248,9 @@ const (
 	kernelDiscard     = 3
 	kernelWriteZeroes = 5
 
-	kernelFUA     uint32 = 1 << 13
-	kernelNoUnmap uint32 = 1 << 15
+	kernelFUA        uint32 = 1 << 13
+	kernelNoUnmap    uint32 = 1 << 15
+	kernelNeedBuffer uint32 = 1 << 17 // UBLK_IO_F_NEED_REG_BUF: the data could not be registered
 )
 
 // descriptor is struct ublksrv_io_desc, a request as the kernel describes it.
@@ -274,6 +286,11 @@ func encodeIOCommand(b *[ioCommandSize]byte, queue, tag uint16, result int32, ad
 	binary.NativeEndian.PutUint32(b[4:], uint32(result))
 	binary.NativeEndian.PutUint64(b[8:], address)
 }
+
+// autoBufferOf is where the driver registers the data of the next request, in the table of
+// the ring that the command came by: struct ublk_auto_buf_reg as it lies in the entry's
+// address. Where it cannot, it says so in the descriptor instead of failing the request.
+func autoBufferOf(place uint64) uint64 { return place | autoBufferFallback }
 
 // ioOffset is where in /dev/ublkcN the data of a request lies, with user copy.
 func ioOffset(queue, tag uint16) int64 {

@@ -196,7 +196,8 @@ func TestKnownBadKernelsAreRefused(t *testing.T) {
 	for release, bad := range map[string]bool{
 		"6.18.4": true, "6.18.4-arch1-1": true, "6.18.5": true, "6.18.5-200.fc43.x86_64": true, "6.18.6": false, "6.18.44": false,
 		"6.18.3-arch1-1": false, "6.17.0-1015-azure": true, "6.17.0-1017-aws": true, "6.17.0-1018-azure": true, "6.17.0-1008-azure": false,
-		"6.17.0-1019-azure": false, "6.17.0-5-generic": false, "6.17.0": false, "6.12.95+deb12-amd64": false, "": false, "-": false,
+		"6.17.0-1019-azure": false, "6.17.0-5-generic": false, "6.17.0": false, "6.12.95+deb12-amd64": false,
+		"6.18.5+deb14-amd64": true, "6.18.5_1": true, "6.18.50+deb14-amd64": false, "7.3.4+deb13-amd64": false, "": false, "-": false,
 	} {
 		err := checkKernel(release)
 		var k *KernelError

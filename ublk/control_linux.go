@@ -278,6 +278,16 @@ func DriverFeatures() (f Features, err error) {
 	return f, err
 }
 
+// ZeroCopySupported reports why the running driver makes this package copy every byte, or
+// nil. Whether those of a device are copied says Target.Copies.
+func ZeroCopySupported() error {
+	f, err := DriverFeatures()
+	if err == nil && !f.Has(zeroCopyFeatures) {
+		err = errCopyingDriver
+	}
+	return err
+}
+
 // DevicesMax is the driver's parameter ublks_max: how many devices it makes, or only how
 // many unprivileged ones (since Linux 6.15, and in stable releases before).
 func DevicesMax() (int, error) {

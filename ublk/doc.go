@@ -13,6 +13,13 @@
 // taken only while a request is in flight; else, and for unprivileged devices, by
 // the driver, into memory each slot has of its own.
 //
+// Where nobody in this process has to see the bytes ([datapath.FixedBuffers]: a file or
+// disk past the page cache), they are not copied: the driver registers the memory of each
+// request with the reactor's ring (UBLK_F_AUTO_BUF_REG), the request carries its place, and
+// the disk moves the bytes. Each request that does not suit is copied as above, and so is
+// everything where the driver, the device or the ring's table cannot; [Target.Copies] says
+// why. A device made for it can be recovered by a server that copies.
+//
 // Devices are always made with user recovery and reissue: when the process dies, the
 // kernel keeps the device, its mounts and its requests, and [Recover] in another
 // process goes on with them; nobody sees an error. The kernel's list of devices is
@@ -34,7 +41,9 @@
 //  3. /dev/ublkcN is not registered with the ring. Before Linux 6.13 a registered
 //     file is let go only after everything that was in flight when it was removed,
 //     and the commands of another device may be in flight for ever: DEL_DEV hung.
-//  4. DEL_DEV comes after the last command, the unmapping and the close.
+//  4. What the driver registered in a ring's table leaves it with the answer, or when the
+//     queue ends: the kernel gives a request to nobody else before.
+//  5. DEL_DEV comes after the last command, the unmapping and the close.
 //
 // What it leaves to others: which device to export, and when to recover it
 // (internal/daemon).

@@ -573,7 +573,11 @@ func TestRecoveryRefusesWhatIsNotItsOwn(t *testing.T) {
 	if err != nil {
 		t.Fatalf("recovery by a store that has grown: %v", err)
 	}
-	if got := sysfs(t, target, "size"); got != strconv.Itoa(64<<20/512) {
+	want := 64 << 20
+	if target.Features().Has(ublk.FeatureUpdateSize) {
+		want = 96 << 20
+	}
+	if got := sysfs(t, target, "size"); got != strconv.Itoa(want/512) {
 		t.Errorf("size %s", got)
 	}
 	if err := target.Stop(within(t)); err != nil {

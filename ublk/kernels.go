@@ -8,7 +8,7 @@ import (
 
 // badKernel is a range of kernels whose driver must not be used.
 type badKernel struct {
-	version  string // the release up to its first '-'
+	version  string // the digits and dots that the release begins with
 	from, to int    // build number after the '-'; both 0: every build of the version
 	flavour  string // what the release ends with; "" for any
 	reason   string
@@ -44,7 +44,11 @@ func (e *KernelError) Error() string {
 
 // checkKernel returns a *KernelError for a release on the list.
 func checkKernel(release string) error {
-	version, rest, _ := strings.Cut(release, "-")
+	_, rest, _ := strings.Cut(release, "-")
+	version := release
+	if i := strings.IndexFunc(release, func(r rune) bool { return r != '.' && (r < '0' || r > '9') }); i >= 0 {
+		version = release[:i] // Debian's goes on with +deb13
+	}
 	digits := rest
 	if i := strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
 		digits = rest[:i]

@@ -14,32 +14,35 @@ import (
 
 // queue is one hardware queue of a device, served by one reactor.
 type queue struct {
-	target   *Target          // immutable
-	reactor  *reactor.Reactor // immutable
-	index    uint16           // immutable
-	ioMax    int              // bytes; immutable
-	timed    bool             // the device records the stages of requests; immutable
-	userCopy bool             // data is read from and written to /dev/ublkcN; immutable
-	fetch    uint32           // numbers of the commands; immutable
-	commit   uint32
+	target     *Target          // immutable
+	reactor    *reactor.Reactor // immutable
+	index      uint16           // immutable
+	ioMax      int              // bytes; immutable
+	timed      bool             // the device records the stages of requests; immutable
+	autoBuffer bool             // the driver registers the data of requests with the ring; immutable
+	userCopy   bool             // data is read from and written to /dev/ublkcN; immutable
+	fetch      uint32           // numbers of the commands; immutable
+	commit     uint32
 
 	descriptors []byte // shared with the kernel, which writes them; mapped read-only
 	memory      []byte // buffers: one of ioMax a slot, or with user copy one for hard times
 
 	// Owned by the reactor.
-	below    datapath.Queue // nil when closed
-	info     datapath.Info
-	slots    []slot // by tag
-	waiting  []*slot
-	lent     bool // memory is in use, with user copy
-	retry    reactor.Deferred
-	copying  reactor.IO
-	atDevice int // requests given to below and not completed
-	retired  int // slots whose command came back for good
-	held     []*slot
-	fetched  bool // the kernel has been given the slots
-	holding  bool // nothing is begun or committed any more: the process gives the device up
-	stopping bool // what would be held fails instead: the kernel waits for it to remove the device
+	buffers    int            // the first place of the ring's table for them, one a slot; buffersNone: none is used
+	fixedAlign uint64         // what offset and length of a request must be multiples of to go without a copy
+	below      datapath.Queue // nil when closed
+	info       datapath.Info
+	slots      []slot // by tag
+	waiting    []*slot
+	lent       bool // memory is in use, with user copy
+	retry      reactor.Deferred
+	copying    reactor.IO
+	atDevice   int // requests given to below and not completed
+	retired    int // slots whose command came back for good
+	held       []*slot
+	fetched    bool // the kernel has been given the slots
+	holding    bool // nothing is begun or committed any more: the process gives the device up
+	stopping   bool // what would be held fails instead: the kernel waits for it to remove the device
 
 	drained  chan struct{} // closed when everything has been given back; nil then
 	emptied  chan struct{} // made by giveUp, closed when no request is at the device
@@ -57,11 +60,14 @@ type slot struct {
 	buffer  []byte          // of the request in flight
 }
 
+const buffersNone = -1
+
 // queueCounters are written by the reactor and read by anyone.
 type queueCounters struct {
 	requests [datapath.OpCount]atomic.Uint64
 	read     atomic.Uint64 // bytes
 	written  atomic.Uint64 // bytes
+	passed   atomic.Uint64
 	errors   atomic.Uint64
 	inFlight atomic.Int64
 	retired  atomic.Int64
@@ -113,6 +119,21 @@ func (q *queue) prepare(depth int, device datapath.Device) (err error) {
 	return nil
 }
 
+// takePlaces lets the queue go without copies: it takes places for the data of its requests
+// in the ring's table. It reports false when there are none. It runs on the reactor, after
+// prepare.
+func (q *queue) takePlaces() bool {
+	align, err := datapath.FixedBuffersOf(q.target.config.Device)
+	if err != nil || !q.autoBuffer {
+		return false
+	}
+	first, ok := q.reactor.AddBuffers(len(q.slots))
+	if ok {
+		q.buffers, q.fixedAlign = first, uint64(align)
+	}
+	return ok
+}
+
 // connect maps the queue's descriptors from /dev/ublkcN, which fd is, and gives every
 // slot to the kernel. It runs on the reactor, whose thread is the queue's server from
 // then on.
@@ -138,9 +159,25 @@ func (q *queue) give(s *slot, number uint32, result int32) {
 	if !q.userCopy {
 		address = uring.Address(q.own(s))
 	}
+	if q.autoBuffer {
+		s.command.Address = autoBufferOf(q.place(s))
+	}
 	encodeIOCommand(&s.bytes, q.index, s.tag, result, address)
 	s.command.Mode = number
 	q.reactor.SubmitIO(&s.command)
+}
+
+// place is where the data of s is registered.
+func (q *queue) place(s *slot) uint64 {
+	if q.buffers == buffersNone {
+		return autoBufferNone
+	}
+	return uint64(q.buffers + int(s.tag))
+}
+
+// passes reports whether the request of s can do without a copy.
+func (q *queue) passes(s *slot, d *descriptor) bool {
+	return q.buffers != buffersNone && d.flags&kernelNeedBuffer == 0 && (s.request.Offset|s.request.Length)&(q.fixedAlign-1) == 0
 }
 
 // own is the slot's own memory, without user copy.
@@ -171,7 +208,7 @@ func (q *queue) arrived(s *slot) {
 	var d descriptor
 	d.decode(q.descriptors[int(s.tag)*descriptorSize:])
 	r := &s.request
-	r.Buf = nil
+	r.Buf, r.Fixed = nil, 0
 	if !d.requestOf(r) {
 		q.fail(s, unix.EOPNOTSUPP)
 		return
@@ -185,12 +222,22 @@ func (q *queue) arrived(s *slot) {
 			q.fail(s, unix.EINVAL)
 			return
 		}
-		if len(q.waiting) > 0 || !q.takeBuffer(s) {
-			r.MarkRecent(datapath.StageQueue, q.reactor)
-			q.waiting = append(q.waiting, s)
-			q.reactor.WaitBuffers(&q.retry)
+		if !q.passes(s, &d) {
+			q.beginCopied(s)
 			return
 		}
+		r.Fixed = uint16(q.place(s)) + 1
+	}
+	q.begin(s)
+}
+
+// beginCopied begins a read or write through memory of ours, when there is some.
+func (q *queue) beginCopied(s *slot) {
+	if len(q.waiting) > 0 || !q.takeBuffer(s) {
+		s.request.MarkRecent(datapath.StageQueue, q.reactor)
+		q.waiting = append(q.waiting, s)
+		q.reactor.WaitBuffers(&q.retry)
+		return
 	}
 	q.begin(s)
 }
@@ -247,7 +294,7 @@ func (q *queue) beginWaiting() {
 // begin gives the request of s, with its buffer, to the device.
 func (q *queue) begin(s *slot) {
 	r := &s.request
-	if r.Op == datapath.OpWrite && q.userCopy {
+	if r.Op == datapath.OpWrite && q.userCopy && r.Fixed == 0 {
 		r.Mark(datapath.StageReceive, q.reactor)
 		if !q.copy(s, reactor.OpRead) {
 			q.giveBuffer(s)
@@ -278,7 +325,16 @@ func (q *queue) completed(s *slot) {
 	q.counters.inFlight.Store(int64(q.atDevice))
 	r := &s.request
 	result := int32(0)
+	passed := r.Fixed != 0
 	switch {
+	case passed && r.Status == datapath.StatusNotSupported && !q.holding:
+		r.Fixed = 0 // what it has moved is moved again
+		if q.timed {
+			s.timing.Begin(datapath.StageQueue, s.timing.Began())
+		}
+		q.beginCopied(s)
+		q.settle()
+		return
 	case r.Status == datapath.StatusShutdown && !q.stopping:
 		// The store goes, the device stays: whoever recovers it answers this.
 		q.giveBuffer(s)
@@ -287,7 +343,7 @@ func (q *queue) completed(s *slot) {
 	case r.Status != datapath.StatusOK:
 		result = -int32(r.Status.Errno())
 		q.counters.errors.Add(1)
-	case r.Op == datapath.OpRead && q.userCopy && !q.holding && !q.copy(s, reactor.OpWrite):
+	case r.Op == datapath.OpRead && q.userCopy && !passed && !q.holding && !q.copy(s, reactor.OpWrite):
 		result = -int32(unix.EIO)
 		q.counters.errors.Add(1)
 	case r.Op == datapath.OpRead:
@@ -296,6 +352,9 @@ func (q *queue) completed(s *slot) {
 	case r.Op == datapath.OpWrite:
 		result = int32(r.Length)
 		q.counters.written.Add(r.Length)
+	}
+	if passed {
+		q.counters.passed.Add(1)
 	}
 	q.counters.requests[r.Op].Add(1)
 	q.giveBuffer(s)
@@ -377,6 +436,11 @@ func (q *queue) close(all bool) {
 	}
 	_ = unix.Munmap(q.memory) // a mapping of ours
 	q.memory = nil
+	if q.buffers != buffersNone {
+		// Held requests go to another server only when the ring has let go of their data.
+		q.reactor.RemoveBuffers(q.buffers, len(q.slots))
+		q.buffers = buffersNone
+	}
 	q.reactor.Release(len(q.slots))
 }
 

@@ -59,7 +59,7 @@ func Recover(ctx context.Context, c Config) (*Target, error) {
 		if err := takeable(&p, &info); err != nil {
 			return fmt.Errorf("ublk: device %d: %w", c.ID, err)
 		}
-		if t, err = prepare(&c, &d, &info); err != nil {
+		if t, err = prepare(&c, &d, &info, c.copies(control.features)); err != nil {
 			return err
 		}
 		if err := control.release(ctx, &d); err != nil {
@@ -86,7 +86,7 @@ func Recover(ctx context.Context, c Config) (*Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.log.Info("ublk device recovered", "device", t.path, "queues", t.info.queues, "depth", t.info.depth)
+	t.log.Info("ublk device recovered", "device", t.path, "queues", t.info.queues, "depth", t.info.depth, "zero_copy", t.copies == nil)
 	return t, nil
 }
 
@@ -103,8 +103,8 @@ func owned(d *devInfo, tag Tag) error {
 	return nil
 }
 
-// takeable says why a store cannot go on with a device. One that has grown can: the
-// device keeps its size until Resize.
+// takeable says why a store cannot go on with a device. One that has grown can: where the
+// driver cannot change the size of a device (before Linux 6.16), the device keeps it.
 func takeable(p *params, info *datapath.Info) error {
 	if limit := ioMaxOf(info, int(p.ioMax)<<sectorShift); limit < int(p.ioMax)<<sectorShift {
 		return fmt.Errorf("its requests have up to %d bytes, the store takes %d", p.ioMax<<sectorShift, limit)

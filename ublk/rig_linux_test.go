@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 }
 
 // serve exports a file until standard input ends: "start FILE QUEUES TAG MODE" or
-// "recover ID FILE TAG", MODE being copy, plain or unprivileged. It prints the device's
+// "recover ID FILE TAG [copying]", MODE being copy, plain or unprivileged. It prints the device's
 // id when it is served.
 func serve(what string) error {
 	f := strings.Fields(what)
@@ -69,6 +69,7 @@ func serve(what string) error {
 		f = f[1:]
 	}
 	c.Tag = ublk.TagOf(f[1])
+	c.Copy = verb == "recover" && len(f) > 2
 	d, err := filedev.Open(path, filedev.Options{})
 	if err != nil {
 		return err

@@ -27,6 +27,7 @@ type Target struct {
 	info   devInfo      // immutable; as the kernel made it
 	log    *slog.Logger // immutable
 	queues []*queue     // immutable; what is in them belongs to their reactors
+	copies error        // why bytes pass through this process; nil: they need not. Immutable
 
 	mu   sync.Mutex
 	file *os.File // /dev/ublkcN; nil when closed
@@ -53,11 +54,12 @@ func Start(ctx context.Context, c Config) (*Target, error) {
 	}
 	var t *Target
 	err = withControl(func(control *control) error {
-		d, err := control.add(ctx, &c, ioMax)
+		copies := c.copies(control.features)
+		d, err := control.add(ctx, &c, ioMax, copies == nil)
 		if err != nil {
 			return err
 		}
-		if t, err = prepare(&c, &d, &info); err != nil {
+		if t, err = prepare(&c, &d, &info, copies); err != nil {
 			_ = control.delete(ctx, &d) // the first error is told
 			return err
 		}
@@ -82,12 +84,21 @@ func Start(ctx context.Context, c Config) (*Target, error) {
 		return nil, err
 	}
 	t.log.Info("ublk device started", "device", t.path, "queues", t.info.queues, "depth", t.info.depth,
-		"user_copy", t.info.features.Has(FeatureUserCopy), "size", info.Size)
+		"user_copy", t.info.features.Has(FeatureUserCopy), "zero_copy", t.copies == nil, "size", info.Size)
 	return t, nil
 }
 
+// zeroCopyFeatures are those of a driver that is trusted to go without copies. AUTO_BUF_REG
+// and user copy are enough to do it, but what became of registered buffers when a server
+// died was mended for a year (Linux 6.15: 6ee6bd5d4fce, a freed request was used; 6.17:
+// c5c5eb24ed61, released after the device), and recovery is promised. SAFE_STOP (7.0) is
+// the sign of a driver with all that. Tests run on 7.3.
+const zeroCopyFeatures = FeatureUserCopy | FeatureAutoBuffer | FeatureQuiesce | FeatureSafeStop
+
+var errCopyingDriver = errors.New("ublk: the driver cannot do without, or not safely when its server dies (needs Linux 7.0)")
+
 // add makes a device with everything the driver and the configuration allow.
-func (c *control) add(ctx context.Context, config *Config, ioMax int) (devInfo, error) {
+func (c *control) add(ctx context.Context, config *Config, ioMax int, zeroCopy bool) (devInfo, error) {
 	d := devInfo{
 		queues: uint16(config.Queues), depth: uint16(config.Depth), ioMax: uint32(ioMax),
 		device: commandDeviceNone, pid: -1, tag: tagMark | uint64(config.Tag),
@@ -103,6 +114,9 @@ func (c *control) add(ctx context.Context, config *Config, ioMax int) (devInfo, 
 		wanted |= FeatureQuiesce
 		if !config.PlainBuffers {
 			wanted |= FeatureUserCopy
+		}
+		if zeroCopy {
+			wanted |= FeatureAutoBuffer
 		}
 	}
 	d.features |= wanted & c.features
@@ -120,18 +134,26 @@ func (c *control) add(ctx context.Context, config *Config, ioMax int) (devInfo, 
 }
 
 // prepare makes a target of a device that exists, with nothing taken from the driver
-// yet.
-func prepare(c *Config, d *devInfo, info *datapath.Info) (*Target, error) {
-	t := &Target{id: int(d.device), path: blockPath(int(d.device)), config: *c, info: *d, log: c.Reactors[0].Log()}
+// yet. Copies says why its bytes are to be copied, or is nil.
+func prepare(c *Config, d *devInfo, info *datapath.Info, copies error) (*Target, error) {
+	t := &Target{id: int(d.device), path: blockPath(int(d.device)), config: *c, info: *d, log: c.Reactors[0].Log(), copies: copies}
+	if t.copies == nil && !d.features.Has(FeatureAutoBuffer|FeatureUserCopy) {
+		t.copies = errors.New("the device was made to copy; one attached anew would not")
+	}
 	encoded := d.features.Has(FeatureEncodedCommands) && !pretendOld
 	for i := range int(d.queues) {
 		q := &queue{
 			target: t, reactor: c.Reactors[i%len(c.Reactors)], index: uint16(i), ioMax: int(d.ioMax),
 			userCopy: d.features.Has(FeatureUserCopy), info: *info,
+			autoBuffer: d.features.Has(FeatureAutoBuffer), buffers: buffersNone,
 			fetch: ioNumber(commandFetchRequest, encoded), commit: ioNumber(commandCommitAndFetch, encoded),
 		}
 		var err error
-		if runErr := q.reactor.Run(func(*reactor.Reactor) { err = q.prepare(int(d.depth), c.Device) }); runErr != nil {
+		if runErr := q.reactor.Run(func(*reactor.Reactor) {
+			if err = q.prepare(int(d.depth), c.Device); err == nil && t.copies == nil && !q.takePlaces() {
+				t.copies = fmt.Errorf("the table of registered buffers of reactor %s is full, or its engine has none", q.reactor.Name())
+			}
+		}); runErr != nil {
 			err = runErr
 		}
 		if err != nil {
@@ -209,6 +231,31 @@ func (t *Target) Path() string { return t.path }
 
 // Features are those of the device.
 func (t *Target) Features() Features { return t.info.features }
+
+// Copies says why the bytes of requests pass through this process, or is nil: then the
+// disk and the programs that use the device exchange them inside the kernel, except those
+// of requests that do not suit the disk (Stats.Passed counts those that do).
+func (t *Target) Copies() error { return t.copies }
+
+// copies says why the bytes of a new or recovered device with c are copied.
+func (c *Config) copies(driver Features) error {
+	switch {
+	case c.Copy:
+		return errors.New("as asked")
+	case c.PlainBuffers || c.Unprivileged:
+		return errors.New("the device is unprivileged or has plain buffers")
+	case !driver.Has(zeroCopyFeatures):
+		return errCopyingDriver
+	}
+	align, err := datapath.FixedBuffersOf(c.Device)
+	switch {
+	case err != nil:
+		return err
+	case align > datapath.BlockSize:
+		return fmt.Errorf("the store takes multiples of %d bytes", align)
+	}
+	return nil
+}
 
 // Queues is how many hardware queues the kernel made.
 func (t *Target) Queues() int { return int(t.info.queues) }
@@ -383,6 +430,7 @@ type Stats struct {
 	Requests [datapath.OpCount]uint64 // completed, by operation
 	Read     uint64                   // bytes
 	Written  uint64                   // bytes
+	Passed   uint64                   // reads and writes whose bytes did not pass through this process
 	Errors   uint64                   // requests answered with an error
 	InFlight int                      // requests at the device
 	Lost     int                      // slots the kernel took back; all of them: the device is gone
@@ -396,6 +444,7 @@ func (t *Target) Stats() (s Stats) {
 		}
 		s.Read += q.counters.read.Load()
 		s.Written += q.counters.written.Load()
+		s.Passed += q.counters.passed.Load()
 		s.Errors += q.counters.errors.Load()
 		s.InFlight += int(q.counters.inFlight.Load())
 		s.Lost += int(q.counters.retired.Load())

@@ -53,6 +53,8 @@ type Config struct {
 	Unprivileged bool
 	// PlainBuffers does without user copy where the kernel has it.
 	PlainBuffers bool
+	// Copy has the bytes pass through this process even where they need not.
+	Copy bool
 }
 
 // Tag says whose device a device is. The kernel keeps it, so that a restarted process

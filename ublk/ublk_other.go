@@ -19,6 +19,7 @@ type Stats struct {
 	Requests [datapath.OpCount]uint64
 	Read     uint64
 	Written  uint64
+	Passed   uint64
 	Errors   uint64
 	InFlight int
 	Lost     int
@@ -29,6 +30,9 @@ func Supported() error { return errSystem }
 
 // DriverFeatures are what the running driver can do.
 func DriverFeatures() (Features, error) { return 0, errSystem }
+
+// ZeroCopySupported reports why every byte is copied.
+func ZeroCopySupported() error { return errSystem }
 
 // DevicesMax is the driver's parameter ublks_max.
 func DevicesMax() (int, error) { return 0, errSystem }
@@ -59,6 +63,9 @@ func (*Target) Path() string { return "" }
 
 // Features are those of the device.
 func (*Target) Features() Features { return 0 }
+
+// Copies says why the bytes of requests pass through this process.
+func (*Target) Copies() error { return errSystem }
 
 // Queues is how many hardware queues the kernel made.
 func (*Target) Queues() int { return 0 }

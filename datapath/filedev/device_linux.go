@@ -444,6 +444,30 @@ func (d *Device) Measure() error {
 // Access is the way in force and the reason for it.
 func (d *Device) Access() (way Access, reason string) { return d.access, d.reason }
 
+// fixedAlignMax is how the kernel aligns the memory of a request at least.
+const fixedAlignMax = sectorSize
+
+// FixedBuffers implements datapath.FixedBuffers: direct I/O can move bytes between the
+// disk and memory that only the kernel sees.
+func (d *Device) FixedBuffers() (align int, err error) {
+	switch {
+	case d.access != AccessDirect:
+		return 0, errNotDirect
+	case d.tears:
+		return 0, errTears
+	case d.memoryAlign > fixedAlignMax:
+		return 0, errMemoryAlign
+	}
+	return d.align, nil
+}
+
+// Why a device does not take registered buffers; made once, since queues ask too.
+var (
+	errNotDirect   = errors.New("the file is not read and written past the page cache (access direct)")
+	errTears       = errors.New("the file is in memory")
+	errMemoryAlign = fmt.Errorf("direct I/O on the file takes only memory aligned to more than %d bytes", fixedAlignMax)
+)
+
 // Path is the path the device was opened by.
 func (d *Device) Path() string { return d.path }
 

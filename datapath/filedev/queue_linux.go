@@ -148,6 +148,7 @@ func (q *queue) release() {
 func (q *queue) Submit(r *datapath.Request) {
 	s := &q.slots[r.Tag]
 	s.r, s.status, s.moved, s.end, s.synced = r, datapath.StatusOK, 0, int(r.Length), false
+	s.io.Fixed = 0
 	r.Zero = false
 	r.MarkRecent(datapath.StageDevice, q.r)
 	modifies := r.Modifies()
@@ -162,6 +163,10 @@ func (q *queue) Submit(r *datapath.Request) {
 	}
 	switch r.Op {
 	case datapath.OpRead, datapath.OpWrite:
+		if r.Fixed != 0 && !q.suitsFixed(r) {
+			q.later(s, datapath.StatusNotSupported)
+			return
+		}
 		switch q.d.access {
 		case AccessInline:
 			q.inline(s)
@@ -363,7 +368,13 @@ func (q *queue) direct(s *slot) {
 // suits reports whether the kernel takes the request as it is.
 func (q *queue) suits(r *datapath.Request) bool {
 	mask := uint64(q.d.align - 1)
-	return (r.Offset|r.Length)&mask == 0 && buf.Aligned(r.Buf, q.d.memoryAlign)
+	return (r.Offset|r.Length)&mask == 0 && (r.Fixed != 0 || buf.Aligned(r.Buf, q.d.memoryAlign))
+}
+
+// suitsFixed reports whether a request with a registered buffer can be served.
+func (q *queue) suitsFixed(r *datapath.Request) bool {
+	_, err := q.d.FixedBuffers()
+	return err == nil && q.suits(r) && r.Offset+r.Length <= q.d.aligned.Load()
 }
 
 // startTransfer begins a transfer under its lock, or parks.
@@ -378,7 +389,12 @@ func (q *queue) transfer(s *slot) {
 	s.io.Op = ioOp(s.r)
 	s.io.File = q.file
 	s.io.RWFlags = q.d.writeFlags(s.r)
-	s.io.Buf, s.io.Offset = s.r.Buf[s.moved:s.end], int64(s.r.Offset)+int64(s.moved)
+	s.io.Offset = int64(s.r.Offset) + int64(s.moved)
+	if s.io.Fixed = s.r.Fixed; s.io.Fixed != 0 {
+		s.io.Buf, s.io.Address, s.io.Length = nil, uint64(s.moved), int64(s.end-s.moved)
+	} else {
+		s.io.Buf = s.r.Buf[s.moved:s.end]
+	}
 	q.submit(s)
 }
 
@@ -584,6 +600,9 @@ func (q *queue) moved(s *slot, n int) {
 	switch {
 	case again(n):
 		q.transfer(s)
+		return
+	case s.r.Fixed != 0 && (n == -int(unix.EINVAL) || n == -int(unix.EFAULT)):
+		q.end(s, datapath.StatusNotSupported) // the shape of the memory, maybe: a copy has another
 		return
 	case durable && unsupported(n):
 		q.d.noDsync.Store(true) // before Linux 4.7, or an odd filesystem: fdatasync instead

@@ -124,6 +124,10 @@ func (d *Stats) Info() datapath.Info {
 	return info
 }
 
+// FixedBuffers implements [datapath.FixedBuffers], as far as the device below does:
+// counting takes no bytes.
+func (d *Stats) FixedBuffers() (align int, err error) { return datapath.FixedBuffersOf(d.Device) }
+
 // OpenQueue implements [datapath.Device].
 func (d *Stats) OpenQueue(r *reactor.Reactor, depth int) (datapath.Queue, error) {
 	below, err := d.Device.OpenQueue(r, depth)
@@ -235,6 +239,10 @@ func (q *statsQueue) Submit(r *datapath.Request) {
 func (q *statsQueue) end(r *datapath.Request) {
 	s := &q.slots[r.Tag]
 	c := q.tally.op(r.Op)
+	if r.Fixed != 0 && r.Status == datapath.StatusNotSupported {
+		q.refused(r, s, c)
+		return
+	}
 	c.count++
 	if r.Status == datapath.StatusOK {
 		c.bytes += r.Length
@@ -252,6 +260,18 @@ func (q *statsQueue) end(r *datapath.Request) {
 		} else {
 			t.Enter(datapath.StageReply, q.reactor.Tick())
 		}
+	}
+	r.Done = s.done
+	s.done = nil
+	r.Done(r)
+}
+
+// refused is the end of a request that comes again with other memory: only then it is
+// counted.
+func (q *statsQueue) refused(r *datapath.Request, s *statsSlot, c *opTally) {
+	c.begun--
+	if s.own {
+		r.Timing = nil
 	}
 	r.Done = s.done
 	s.done = nil

@@ -278,7 +278,8 @@ func (r *Ring) RegisterBuffers(count int) error {
 	return nil
 }
 
-// UpdateBuffer puts memory, which must not be Go heap, at index of the table.
+// UpdateBuffer puts memory, which must not be Go heap, at index of the table; nil empties
+// the place, also of what a driver has registered there.
 // The pages are pinned until the ring closes and count against RLIMIT_MEMLOCK.
 func (r *Ring) UpdateBuffer(index int, memory []byte) error {
 	r.vector = iovec{Base: Address(memory), Len: uint64(len(memory))}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/ashlar-storage/ashlar/control"
@@ -74,20 +75,31 @@ func (s *devicesService) List(ctx context.Context, _ *controlpb.ListDevicesReque
 			reply.Devices = append(reply.Devices, s.devices.leftMessage(l))
 		}
 	}
-	for _, via := range s.devices.order {
-		support := &controlpb.ViaSupport{Via: via, Available: true}
-		if err := s.devices.ways[via].supported(); err != nil {
-			support.Available, support.Reason = false, err.Error()
-		}
-		reply.Support = append(reply.Support, support)
-	}
+	reply.Support = s.devices.support()
 	return reply, nil
+}
+
+// support says of each way whether it works here, and else why not.
+func (d *devices) support() (list []*controlpb.ViaSupport) {
+	for _, via := range d.order {
+		support := &controlpb.ViaSupport{Via: via, Available: true}
+		if err := d.ways[via].supported(); err != nil {
+			support.Available, support.Reason = false, err.Error()
+		} else if w, ok := d.ways[via].(interface{ remark() string }); ok {
+			support.Reason = w.remark()
+		}
+		list = append(list, support)
+	}
+	return list
 }
 
 // message describes a device.
 func (d *devices) message(a *attachedDevice) *controlpb.Device {
 	m := &controlpb.Device{
 		Path: a.path(), Via: a.via, Why: a.why, Source: a.source.name, ReadOnly: a.readOnly, Attached: stamp(a.since),
+	}
+	if n, ok := a.attachment.(interface{ note() string }); ok {
+		m.Why = strings.TrimPrefix(m.Why+"; "+n.note(), "; ")
 	}
 	if x := a.source.exported; x != nil {
 		m.Pool, m.Volume, m.Snapshot = x.pool, x.volume, x.snapshot

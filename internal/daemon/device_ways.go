@@ -53,6 +53,8 @@ type foundDevice struct {
 	served  bool // by a living process, maybe another daemon
 	id      int
 	backend string
+	source  string // the name it was attached by, where the kernel has it
+	doubt   string // why it is not known whether it is served
 }
 
 // attachment is a device that this daemon serves.
@@ -115,7 +117,7 @@ func (w *ublkWay) attach(ctx context.Context, s *deviceSource, o deviceOptions) 
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	return &ublkAttachment{target: t, device: d}, nil
+	return &ublkAttachment{target: t, device: d, volume: s.exported != nil}, nil
 }
 
 func (w *ublkWay) found(ctx context.Context) ([]foundDevice, error) {
@@ -158,7 +160,7 @@ func (w *ublkWay) recover(ctx context.Context, s *deviceSource, f foundDevice) (
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	return &ublkAttachment{target: t, device: d}, nil
+	return &ublkAttachment{target: t, device: d, volume: s.exported != nil}, nil
 }
 
 func (w *ublkWay) remove(ctx context.Context, f foundDevice) error {
@@ -171,9 +173,30 @@ func (w *ublkWay) remove(ctx context.Context, f foundDevice) error {
 
 func (w *ublkWay) close() error { return nil }
 
+// remark says of a way that works what it does here.
+func (w *ublkWay) remark() string {
+	if err := ublk.ZeroCopySupported(); err != nil {
+		return "every byte is copied: " + strings.TrimPrefix(err.Error(), "ublk: ")
+	}
+	return "files and disks are served without a copy; volumes of a pool are copied, for their CRC"
+}
+
 type ublkAttachment struct {
 	target *ublk.Target
 	device datapath.Device
+	volume bool // of a pool
+}
+
+// note says whether bytes are copied, and why.
+func (a *ublkAttachment) note() string {
+	switch err := a.target.Copies(); {
+	case err == nil:
+		return "bytes go between disk and program without a copy"
+	case a.volume:
+		return "bytes are copied: volumes of a pool have their CRC checked"
+	default:
+		return "bytes are copied: " + err.Error()
+	}
 }
 
 func (a *ublkAttachment) path() string               { return a.target.Path() }
@@ -393,9 +416,9 @@ func (w *nbdWay) found(context.Context) ([]foundDevice, error) {
 		if !ours {
 			continue
 		}
-		id, _, _ := strings.Cut(rest, " ")
+		id, source, _ := strings.Cut(rest, " ")
 		found = append(found, foundDevice{
-			path: d.Path, id: int(d.Index), backend: d.Backend,
+			path: d.Path, id: int(d.Index), backend: d.Backend, source: source,
 			matches: func(identity string) bool { return identity == id || strings.HasPrefix(rest, identity+" ") },
 		})
 	}
@@ -504,6 +527,9 @@ func (a *nbdAttachment) state() (controlpb.DeviceState, string) {
 	default:
 	}
 	if a.way.server.Connections()[a.config.Export] == 0 {
+		if _, err := a.driver.Status(a.index); errors.Is(err, attach.ErrNotAttached) {
+			return controlpb.DeviceState_DEVICE_STATE_FAILED, "another program disconnected it; attach it again"
+		}
 		return controlpb.DeviceState_DEVICE_STATE_WAITING, "the kernel has no connection to the daemon"
 	}
 	return controlpb.DeviceState_DEVICE_STATE_ONLINE, ""

@@ -1,12 +1,16 @@
 #!/bin/bash
 # vm-run.sh -- run one command as root in a real Linux 6.12 kernel (Debian backports, with
-# nbd, ublk, eBPF, kprobes, BTF) under qemu's TCG emulation; no KVM needed.  The guest's
+# nbd, ublk, eBPF, kprobes, BTF), or with -r in a newer one, under qemu's TCG emulation; no
+# KVM needed.  The guest's
 # root file system is a throw-away overlay over this host's root (virtiofs, read-only), so
 # every binary of the host is there.
 #
 #   vm-run.sh [options] [--] COMMAND [ARG...]
 #   vm-run.sh [options] -c 'SHELL TEXT'
 #
+#   -r RELEASE  the kernel of the backports of this Debian release: bookworm (Linux 6.12), the
+#               default, or trixie (the newest one of kernel.org, 7.3 in November 2026); also
+#               $VM_RELEASE
 #   -t SECONDS  limit for boot + command, default 300; exit code 124 when it is hit
 #   -m SIZE     guest memory, default 2G (taken from /dev/shm while it runs)
 #   -j N        virtual CPUs, default 2
@@ -30,19 +34,22 @@
 #
 # Must be root.  Installs what is missing from Debian (make test-vm does so before):
 # qemu-system-x86, busybox-static, kmod, cpio, xz-utils, zstd, python3.  The kernel package
-# (106 MB) is downloaded once with apt from bookworm-backports of $VM_MIRROR (default
-# http://deb.debian.org/debian), signed by debian-archive-keyring, with package lists of
-# its own; it is kept unpacked in $VM_CACHE (default /var/cache/vm-run).
-# VM_KERNEL_DEB=/path/linux-image-*.deb uses that file instead.  Nothing else is left.
+# (106 MB; of trixie four packages) is downloaded once with apt from RELEASE-backports of
+# $VM_MIRROR (default http://deb.debian.org/debian), signed by debian-archive-keyring
+# (VM_KEYRING; where that is too old for the release, by the one that bookworm has), with
+# package lists of its own; it is kept unpacked in $VM_CACHE (default /var/cache/vm-run),
+# other releases than bookworm in a directory there, until that is removed.
+# VM_KERNEL_DEB='/path/linux-image-*.deb ...' uses those files instead.  Nothing else is left.
 set -u
 me=${0##*/}
 die() { echo "$me: $*" >&2; exit 125; }
 usage() { sed -n '2,/^set -u/{/^set -u/d;s/^# \{0,1\}//;p}' "$0"; exit "${1:-0}"; }
 
-limit=300 mem=2G cpus=2 mods='nbd ublk_drv' net= disks=0 append= kmsg= text= have_text=
+release=${VM_RELEASE:-bookworm} limit=300 mem=2G cpus=2 mods='nbd ublk_drv' net= disks=0 append= kmsg= text= have_text=
 rw=() relay=() envs=(PATH HOME)
-while getopts 't:m:j:w:M:Nu:K:a:e:kc:h' o; do
+while getopts 'r:t:m:j:w:M:Nu:K:a:e:kc:h' o; do
   case $o in
+    r) release=$OPTARG ;;
     t) limit=$OPTARG ;;
     m) mem=$OPTARG ;;
     j) cpus=$OPTARG ;;
@@ -61,6 +68,7 @@ while getopts 't:m:j:w:M:Nu:K:a:e:kc:h' o; do
 done
 shift $((OPTIND - 1))
 [ -n "$have_text" ] || [ $# -gt 0 ] || usage 125 >&2
+case $release in bookworm | trixie) ;; *) die "-r $release: bookworm or trixie" ;; esac
 [ "$(id -u)" = 0 ] || die "must be root"
 
 need() { # need BINARY PACKAGE
@@ -77,26 +85,44 @@ command -v virtiofsd >/dev/null || need virtiofsd virtiofsd   # its own package 
 
 # ---- the kernel, unpacked once ---------------------------------------------------
 C=${VM_CACHE:-/var/cache/vm-run}
+[ "$release" = bookworm ] || C=$C/$release
 mkdir -p "$C" || die "cannot make $C"
 exec 9>"$C/.lock"; flock 9
+# with sources and lists of our own: the host's may not have backports, and stay as they are
+apt=(-qq -o Acquire::Retries=3 -o APT::Sandbox::User=root -o Dir::Etc::SourceList="$C/new/apt/sources.list"
+  -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists="$C/new/apt/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=)
+from() { # from SUITE KEYRING: the packages to be had
+  rm -rf "$C/new/apt"; mkdir -p "$C/new/apt/lists/partial"
+  echo "deb [signed-by=$2] ${VM_MIRROR:-http://deb.debian.org/debian} $1 main" >"$C/new/apt/sources.list"
+  apt-get "${apt[@]}" update >&2 </dev/null
+}
+depends() { # depends PACKAGE PATTERN: what it depends on that matches, one name a line
+  apt-cache "${apt[@]:1}" depends "$1" 2>/dev/null | sed -n "s/^ *Depends: \($2\)\$/\1/p"
+}
 if [ ! -e "$C/ready" ]; then
   rm -rf "$C/new"; mkdir "$C/new"
   if [ -z "${VM_KERNEL_DEB:-}" ]; then
-    # with sources and lists of our own: the host's may not have backports, and stay as they are
-    mkdir -p "$C/new/apt/lists/partial"
-    key=/usr/share/keyrings/debian-archive-keyring.gpg
-    [ -e $key ] || die "no $key (Debian package debian-archive-keyring)"
-    echo "deb [signed-by=$key] ${VM_MIRROR:-http://deb.debian.org/debian} bookworm-backports main" >"$C/new/apt/sources.list"
-    apt=(-qq -o Acquire::Retries=3 -o APT::Sandbox::User=root -o Dir::Etc::SourceList="$C/new/apt/sources.list"
-      -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists="$C/new/apt/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=)
-    apt-get "${apt[@]}" update >&2 </dev/null || die "cannot read bookworm-backports"
-    p=$(apt-cache "${apt[@]:1}" depends linux-image-amd64/bookworm-backports 2>/dev/null |
-        sed -n 's/^ *Depends: \(linux-image-6[^ ]*\).*/\1/p' | head -n 1)
-    [ -n "$p" ] || die "bookworm-backports has no linux-image-amd64"
-    (cd "$C/new" && apt-get "${apt[@]}" download "$p") >&2 || die "cannot download $p"
+    key=${VM_KEYRING:-/usr/share/keyrings/debian-archive-keyring.gpg}
+    [ -e "$key" ] || die "no $key (Debian package debian-archive-keyring)"
+    if ! from "$release-backports" "$key"; then
+      [ "$release" != bookworm ] || die "cannot read bookworm-backports"
+      # perhaps for want of a key: bookworm's keyring got those of trixie in its life
+      from bookworm "$key" && (cd "$C/new" && apt-get "${apt[@]}" download debian-archive-keyring) >&2 &&
+        dpkg-deb -x "$C"/new/debian-archive-keyring_*.deb "$C/new/keys" || die "cannot read $release-backports, nor a newer debian-archive-keyring"
+      rm "$C"/new/debian-archive-keyring_*.deb
+      from "$release-backports" "$C/new/keys/usr/share/keyrings/debian-archive-keyring.gpg" || die "cannot read $release-backports"
+    fi
+    p=$(depends "linux-image-amd64/$release-backports" 'linux-image-[0-9][^ ]*' | head -n 1)
+    [ -n "$p" ] || die "$release-backports has no linux-image-amd64"
+    # since 7.x the kernel, its modules and what describes them are packages of their own
+    p="$p $(depends "$p" 'linux-\(base\|binary\|modules\)-[0-9][^ ]*' | tr '\n' ' ')"
+    (cd "$C/new" && apt-get "${apt[@]}" download $p) >&2 || die "cannot download $p"
     VM_KERNEL_DEB=$(ls "$C"/new/*.deb)
   fi
-  dpkg-deb -x "$VM_KERNEL_DEB" "$C/new/x" || die "cannot unpack $VM_KERNEL_DEB"
+  for p in $VM_KERNEL_DEB; do
+    dpkg-deb -x "$p" "$C/new/x" || die "cannot unpack $p"
+  done
+  [ -e "$C/new/x/lib" ] || ln -s usr/lib "$C/new/x/lib"
   r=$(ls "$C/new/x/lib/modules")
   # likely modules uncompressed: xz is slow under emulation
   (cd "$C/new/x/lib/modules/$r/kernel" && find drivers/block drivers/md drivers/net/virtio_net.ko* net/core \
@@ -128,6 +154,8 @@ EARLY
   chmod +x "$i/init"
   (cd "$i" && find . | cpio -o -H newc -R 0:0 --quiet) >"$C/new/initrd.img" || die initrd
   # an uncompressed kernel spares the guest the (emulated) decompression
+  mkdir -p "$C/new/x/boot"
+  [ -e "$C/new/x/boot/vmlinuz-$r" ] || ln -s "../lib/modules/$r/vmlinuz" "$C/new/x/boot/vmlinuz-$r"
   python3 - "$C/new/x/boot/vmlinuz-$r" "$C/new/vmlinux.zst" <<'PY' &&
 import struct, sys
 d = open(sys.argv[1], 'rb').read()          # bzImage, Documentation/arch/x86/boot.rst
@@ -136,7 +164,7 @@ n = struct.unpack_from('<I', d, 0x24c)[0]
 open(sys.argv[2], 'wb').write(d[start:start + n - 4])
 PY
     zstd -dqf "$C/new/vmlinux.zst" -o "$C/new/vmlinux" || rm -f "$C/new/vmlinux"
-  rm -rf "$C/new/vmlinux.zst" "$i" "$C"/new/*.deb "$C/new/apt"
+  rm -rf "$C/new/vmlinux.zst" "$i" "$C"/new/*.deb "$C/new/apt" "$C/new/keys"
   rm -rf "$C/x" "$C/initrd.img" "$C/vmlinux"
   mv "$C"/new/* "$C"/ && rmdir "$C/new" && echo "$r" >"$C/ready"
 fi
