@@ -291,6 +291,9 @@ func clearLoop(l *loop) error {
 	if err != nil || unix.ByteSliceToString(status.File_name[:]) != l.carried || unix.Minor(uint64(status.Device)) != l.connection {
 		return nil
 	}
+	if err := removePartitions(l.number, fd); err != nil {
+		return err
+	}
 	if err := unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
 		return fmt.Errorf("fuse: free %s: %w", loopPath(l.number), err)
 	}

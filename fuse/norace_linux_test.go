@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ashlar-storage/ashlar/datapath/filter"
 	"github.com/ashlar-storage/ashlar/datapath/memdev"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 	"github.com/ashlar-storage/ashlar/fuse"
@@ -17,7 +18,8 @@ func TestRequestsAllocateNothing(t *testing.T) {
 		t.Run(string(engine), func(t *testing.T) {
 			require(t)
 			d := memory(t, memdev.Config{Size: 64 << 20})
-			c := complete(t, fuse.Config{Device: d, Loop: fuse.AnyLoop, Reactors: reactors(t, 1, engine)})
+			timed := filter.NewStats(d, filter.StatsConfig{})
+			c := complete(t, fuse.Config{Device: timed, Loop: fuse.AnyLoop, Reactors: reactors(t, 1, engine)})
 			target, err := fuse.Start(within(t), c)
 			if err != nil {
 				t.Fatal(err)

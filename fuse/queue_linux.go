@@ -16,6 +16,7 @@ type queue struct {
 	target  *Target          // immutable
 	reactor *reactor.Reactor // immutable
 	ioMax   int              // bytes; immutable
+	timed   bool             // the device records the stages of requests; immutable after prepare
 
 	// Owned by the reactor.
 	fd      int            // /dev/fuse; -1 before connect and after close
@@ -35,6 +36,9 @@ type queue struct {
 	held    []*slot // requests of a store that shut down: for whoever recovers
 	retry   reactor.Deferred
 
+	readFrom int64 // where timed: when the last read of a request began
+	readTo   int64 // and when it ended, the data of a write among it
+
 	atDevice int  // requests given to below and not completed
 	holding  bool // nothing is read or begun any more: the process gives the device up
 	stopping bool // what could be left to another process is answered instead
@@ -49,8 +53,9 @@ type slot struct {
 	queue   *queue
 	unique  uint64
 	request datapath.Request
-	segment *segment // of a write's data
-	buffer  []byte   // of a read's data
+	timing  datapath.Timing // of it, where the device records them
+	segment *segment        // of a write's data
+	buffer  []byte          // of a read's data
 }
 
 // queueCounters are written by the reactor and read by anyone.
@@ -79,6 +84,8 @@ func (q *queue) prepare(depth int, device datapath.Device) (err error) {
 		q.close()
 		return err
 	}
+	info := device.Info()
+	q.timed = info.Has(datapath.FeatureTimed)
 	q.slots = make([]slot, depth)
 	q.free = make([]*slot, 0, depth)
 	q.waiting = make([]*slot, 0, depth)
@@ -90,6 +97,9 @@ func (q *queue) prepare(depth int, device datapath.Device) (err error) {
 		s := &q.slots[i]
 		s.queue = q
 		s.request = datapath.Request{Tag: uint32(i), Done: func(*datapath.Request) { q.completed(s) }}
+		if q.timed {
+			s.request.Timing = &s.timing
+		}
 		q.free = append(q.free, s)
 	}
 	return nil
@@ -114,9 +124,15 @@ func (q *queue) receive() {
 			q.inbox.wait(q)
 			return
 		}
+		if q.timed {
+			q.readFrom = q.reactor.Tick()
+		}
 		n, errno := q.vector.read(q.fd, q.head, room)
 		switch errno {
 		case 0:
+			if q.timed {
+				q.readTo = q.reactor.Tick()
+			}
 			q.handle(n, room)
 		case unix.EAGAIN:
 			return
@@ -236,6 +252,10 @@ func (q *queue) begin(c *call, room []byte) {
 		return
 	}
 	q.free = q.free[:len(q.free)-1]
+	if q.timed {
+		s.timing.Begin(datapath.StageReceive, q.readFrom)
+		s.timing.Enter(datapath.StageQueue, q.readTo)
+	}
 	switch {
 	case c.op == opWrite:
 		r.Buf = room[:r.Length]
@@ -313,6 +333,9 @@ func (q *queue) completed(s *slot) {
 		q.answer(s.unique, 8)
 	default:
 		q.answer(s.unique, 0)
+	}
+	if q.timed { // the kernel has taken the answer
+		s.timing.End(q.reactor.Tick())
 	}
 	q.giveBuffers(s)
 	if len(q.free) == 0 {

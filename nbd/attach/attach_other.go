@@ -39,6 +39,9 @@ func (*Driver) Reconfigure(context.Context, Index, Config) (Device, error) {
 	return Device{}, errOther
 }
 
+// Served fails.
+func (*Driver) Served(Index) (bool, error) { return false, errOther }
+
 // Resize fails.
 func (*Driver) Resize(Index, uint64) (Device, error) { return Device{}, errOther }
 

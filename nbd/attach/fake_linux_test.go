@@ -192,11 +192,12 @@ type fakeKernel struct {
 	fail      map[uint8][]error // of the next commands of a kind
 	requests  []fakeRequest
 	listeners map[*fakeNotices]bool
-	claims    error         // of opening a device
-	syncs     chan struct{} // Sync waits for it, if not nil
-	held      bool          // a program has the device open: it stays after a disconnect
-	old       bool          // no backend identifier
-	silent    bool          // no group of notices
+	claims    error              // of opening a device
+	syncs     chan struct{}      // Sync waits for it, if not nil
+	held      bool               // a program has the device open: it stays after a disconnect
+	old       bool               // no backend identifier
+	silent    bool               // no group of notices
+	taken     func(inode uint64) // told of each socket that replaces one; may be nil
 }
 
 type fakeDevice struct {
@@ -417,6 +418,10 @@ func (k *fakeKernel) reconfigure(r fakeRequest) error {
 	for i, fd := range d.sockets {
 		if fd < 0 && len(fresh) > 0 {
 			d.sockets[i], fresh = k.duplicate(fresh[:1])[0], fresh[1:]
+			var st unix.Stat_t
+			if err := unix.Fstat(d.sockets[i], &st); err == nil && k.taken != nil {
+				k.taken(st.Ino)
+			}
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
@@ -63,7 +64,7 @@ type notices interface {
 // kernelFamily is the family of this kernel.
 type kernelFamily struct {
 	conn *genetlink.Conn
-	id   uint16
+	id   atomic.Uint32 // a uint16; another one whenever the driver is loaded
 	dial func() (*genetlink.Conn, error)
 	sys  string
 }
@@ -73,7 +74,9 @@ func openFamily(dial func() (*genetlink.Conn, error), sys string) (*kernelFamily
 	if err != nil {
 		return nil, err
 	}
-	return &kernelFamily{conn: conn, id: f.ID, dial: dial, sys: sys}, nil
+	k := &kernelFamily{conn: conn, dial: dial, sys: sys}
+	k.id.Store(uint32(f.ID))
+	return k, nil
 }
 
 func dialKernel() (*genetlink.Conn, error) {
@@ -92,22 +95,33 @@ func dialFamily(dial func() (*genetlink.Conn, error), sys string) (*genetlink.Co
 	if err != nil {
 		return nil, genetlink.Family{}, netlinkError("open", err)
 	}
-	f, err := conn.GetFamily(familyName)
+	f, err := findFamily(conn, sys)
 	if err != nil {
 		_ = conn.Close() // nothing was asked
-		if errors.Is(err, os.ErrNotExist) {
-			if _, err := os.Stat(filepath.Join(sys, "module/nbd")); err == nil { // loaded, and without the family
-				return nil, f, &KernelError{What: "nbd by netlink", Since: "4.12"}
-			}
-			return nil, f, ErrNoDriver
-		}
-		return nil, f, netlinkError("family", err)
+		return nil, f, err
 	}
 	return conn, f, nil
 }
 
+func findFamily(conn *genetlink.Conn, sys string) (genetlink.Family, error) {
+	f, err := conn.GetFamily(familyName)
+	if errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(sys, "module/nbd")); err == nil { // loaded, and without the family
+			return f, &KernelError{What: "nbd by netlink", Since: "4.12"}
+		}
+		return f, ErrNoDriver
+	}
+	if err != nil {
+		return f, netlinkError("family", err)
+	}
+	return f, nil
+}
+
 // netlinkError says what an error of the kernel means, and gives its own words.
 func netlinkError(what string, err error) error {
+	if errors.Is(err, ErrNoDriver) || errors.As(err, new(*KernelError)) {
+		return err // says it already
+	}
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 		return fmt.Errorf("%w: %s", ErrPermission, what)
 	}
@@ -125,7 +139,18 @@ func (k *kernelFamily) execute(command uint8, attributes []byte, reply bool) ([]
 		flags |= netlink.Acknowledge
 	}
 	m := genetlink.Message{Header: genetlink.Header{Command: command, Version: familyVersion}, Data: attributes}
-	replies, err := k.conn.Execute(m, k.id, flags)
+	id := k.id.Load()
+	replies, err := k.conn.Execute(m, uint16(id), flags)
+	if errors.Is(err, unix.ENOENT) { // no family has this id: the driver was unloaded since
+		f, findErr := findFamily(k.conn, k.sys)
+		if findErr != nil {
+			return nil, findErr
+		}
+		if uint32(f.ID) != id {
+			k.id.Store(uint32(f.ID))
+			replies, err = k.conn.Execute(m, f.ID, flags)
+		}
+	}
 	if err != nil || !reply {
 		return nil, err
 	}

@@ -61,6 +61,40 @@ func TestFamilyCarriesCommands(t *testing.T) {
 	}
 }
 
+// TestFamilyIsFoundAgainAfterReloading has the module unloaded, and loaded with another id.
+func TestFamilyIsFoundAgainAfterReloading(t *testing.T) {
+	id, loaded, sent := uint16(fakeFamilyID), true, 0
+	f, err := openFamily(dialFake(func(m genetlink.Message, n netlink.Message) ([]genetlink.Message, error) {
+		if !loaded || n.Header.Type >= fakeFamilyID && uint16(n.Header.Type) != id {
+			return nil, genltest.Error(int(unix.ENOENT))
+		}
+		family := genetlink.Family{ID: id, Version: familyVersion, Name: familyName}
+		return genltest.ServeFamily(family, func(genetlink.Message, netlink.Message) ([]genetlink.Message, error) {
+			sent++
+			return nil, genltest.Error(0)
+		})(m, n)
+	}), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded = false
+	if _, err := f.execute(commandDisconnect, nil, false); !errors.Is(err, ErrNoDriver) || !errors.Is(netlinkError("status", err), ErrNoDriver) {
+		t.Errorf("unloaded: %v", err)
+	}
+	loaded, id = true, fakeFamilyID+7
+	for range 2 {
+		if _, err := f.execute(commandDisconnect, nil, false); err != nil {
+			t.Errorf("loaded again: %v", err)
+		}
+	}
+	if sent != 2 {
+		t.Errorf("%d commands arrived", sent)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFamilyWantsOneReply(t *testing.T) {
 	f, err := openFamily(dialFake(fakeFamily(func(genetlink.Message, netlink.Message) ([]genetlink.Message, error) { return nil, io.EOF })), t.TempDir())
 	if err != nil {

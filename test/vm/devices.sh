@@ -4,13 +4,20 @@
 #
 #   devices.sh BINARY VIA TEST [COUNT]
 #
-# BINARY is ashlar, VIA one of ublk and nbd. TEST:
+# BINARY is ashlar, VIA one of ublk, nbd and fuse. FSSTRESS in the environment is the
+# program of test/fsstress, for the tests that name it. TEST:
 #   life     attach, detach, refusals, growing, discard, names, files, snapshots
 #   kill     COUNT (default 3) kills of the daemon with -9 under a verifying writer on
-#            a mounted file system, each on ext4 and xfs; then fsck
+#            a mounted file system, each on ext4, xfs and btrfs; then fsck
 #   reload   COUNT hand-overs to a new process by SIGHUP under the same load; prints
 #            the longest pause
 #   many     COUNT (default 250) attached volumes: time of each attach, memory
+#   btrfs    a btrfs: verified writing, a snapshot of the volume while it is mounted and
+#            written, a kill, fstrim, growing, btrfs check of both
+#   stress   fsstress on an ext4, an xfs, a btrfs and the bare device at once, with COUNT
+#            (default 3) kills meanwhile
+#   cases    what blktests asks of a driver, asked of our devices, with COUNT (default 20)
+#            times of attaching and detaching, fewer cases below 10; see cases.sh
 set -u -o pipefail
 binary=$1 via=$2 test=$3 count=${4:-}
 work=/run/ashlar
@@ -33,6 +40,10 @@ refuse() { # refuse TEXT COMMAND...: it fails and says TEXT
 }
 is() { [ "$1" = "$2" ] || fail "'$1' is not '$2': $3"; }
 
+# On a host other daemons may have names there, which are not these tests'.
+[ $via != fuse ] || { mkdir -p /dev/ashlar && mount -t tmpfs tmpfs /dev/ashlar; }
+no_names() { [ -z "$(find /dev/ashlar -mindepth 1 2>/dev/null)" ] || fail "names are left: $(find /dev/ashlar)"; }
+
 # An emulated machine with two CPUs dies now and then in an instruction that the kernel
 # patches for a tracepoint, which a daemon that observes has it do at each start and end.
 observe=
@@ -41,12 +52,13 @@ daemon=
 # On a host nothing may be left behind, whatever failed.
 clean() {
   touch $work/stop
-  umount -l $work/mnt 2>/dev/null
+  umount -l $work/mnt $work/mnt.* 2>/dev/null
   if [ -n "$daemon" ] && kill -0 $daemon 2>/dev/null; then
     for d in $(ashlar devices --output json 2>/dev/null | sed -n 's/.*"path": "\(.*\)",/\1/p'); do ashlar detach --force $d >&2; done
     kill -TERM $daemon
     wait $daemon
   fi
+  [ $via != fuse ] || { umount /dev/ashlar; rmdir /dev/ashlar; } 2>/dev/null # unless it is others', too
 }
 trap clean EXIT
 start() {
@@ -58,7 +70,7 @@ start() {
 wait_ready() {
   local i
   for i in $(seq 600); do
-    ashlar devices >/dev/null 2>&1 && return
+    ashlar pool list >/dev/null 2>&1 && return
     kill -0 $daemon 2>/dev/null || fail "the daemon ended"
     sleep 0.1
   done
@@ -97,14 +109,13 @@ life() {
   refuse "mounted on $work/mnt" ashlar detach $d
   refuse "mounted on $work/mnt" ashlar detach data
   # Space comes, goes, and comes back to the pool.
-  allocated() { ashlar volume show data --output json | sed -n 's/.*"allocated_bytes": *"\{0,1\}\([0-9]*\).*/\1/p'; }
   try dd if=/dev/urandom of=$work/mnt/big bs=1M count=48 conv=fsync status=none
-  full=$(allocated)
+  full=$(allocated data)
   try rm $work/mnt/big
   for i in $(seq 20); do # xfs frees the blocks of a file some time after the file
     try sync -f $work/mnt
     try fstrim $work/mnt
-    less=$(allocated)
+    less=$(allocated data)
     [ $((full - less)) -lt $((40 << 20)) ] || break
     sleep 0.5
   done
@@ -134,7 +145,7 @@ life() {
   # The daemon goes, and comes: everything is still there, known by its source.
   before=$(ashlar devices --output json | grep -E '"(path|source|attached)"')
   stop
-  refuse "cannot reach the daemon" ashlar detach $d
+  ashlar devices 2>/dev/null | grep "^$d " | grep -q "waiting: no server" || fail "without a daemon: $(ashlar devices 2>&1)"
   [ -b $d ] || fail "the device went with the daemon"
   start
   after=$(ashlar devices --output json | grep -E '"(path|source|attached)"')
@@ -145,7 +156,7 @@ life() {
   try ashlar detach $work/file >/dev/null
   try ashlar detach data >/dev/null
   is "$(ashlar devices --output json | grep -c '"path"')" 0 "nothing attached"
-  [ -e /dev/ashlar ] && fail "names are left: $(find /dev/ashlar)"
+  no_names
   try ashlar snapshot delete data@one --yes --wait >/dev/null
   try ashlar volume delete data --yes >/dev/null
   stop
@@ -164,11 +175,30 @@ load() { # load DIR: a writer that verifies, until $work/stop
   echo $round >$work/rounds
 }
 
+has_fs() { # has_fs FS: this kernel has it, or says by name that it does not
+  grep -qw $1 /proc/filesystems || modprobe -q $1 || { echo "SKIP $1: Linux $(uname -r) has no $1"; return 1; }
+}
+
+make_fs() { # make_fs FS DEVICE
+  case $1 in
+    ext4) try mkfs.ext4 -q -F $2 ;;
+    *) mkfs.$1 -q -f $2 >$work/mkfs 2>&1 || fail "mkfs.$1: $(cat $work/mkfs)" ;; # mkfs.btrfs is not quiet
+  esac
+}
+
+check_fs() { # check_fs FS DEVICE: without repairing it
+  case $1 in
+    ext4) e2fsck -fn $2 ;;
+    xfs) xfs_repair -n $2 ;;
+    btrfs) btrfs check --readonly $2 ;;
+  esac >$work/check 2>&1 || { cat $work/check >&2; fail "$1 on $2 is damaged"; }
+}
+
 under_load() { # under_load FS ACT: ACT count times under a writer on a mounted FS
   local fs=$1 act=$2 i d
   try ashlar volume create $fs --size 320MiB >/dev/null
   d=$(ashlar attach $fs --via $via) || fail attach
-  if [ $fs = xfs ]; then try mkfs.xfs -q -f $d; else try mkfs.$fs -q $d; fi
+  make_fs $fs $d
   try mount $d $work/mnt
   rm -f $work/stop $work/broken $work/rounds
   load $work/mnt & writer=$!
@@ -183,7 +213,7 @@ under_load() { # under_load FS ACT: ACT count times under a writer on a mounted 
   [ -e $work/broken ] && fail "at the end: $(cat $work/broken)"
   echo "$fs: $count times, $(cat $work/rounds) rounds of writing and verifying"
   try umount $work/mnt
-  if [ $fs = xfs ]; then try xfs_repair -n $d >/dev/null 2>&1; else try e2fsck -fn $d >/dev/null 2>&1; fi
+  check_fs $fs $d
   try ashlar detach $d >/dev/null
   try ashlar volume delete $fs --yes >/dev/null
 }
@@ -193,6 +223,112 @@ kills() {
   start
   under_load ext4 crash
   under_load xfs crash
+  if has_fs btrfs; then under_load btrfs crash; fi
+  stop
+}
+
+allocated() { ashlar volume show $1 --output json | sed -n 's/.*"allocated_bytes": *"\{0,1\}\([0-9]*\).*/\1/p'; }
+
+btrfs_life() {
+  local d s writer less
+  has_fs btrfs || return 0
+  start
+  try ashlar volume create tree --size 320MiB >/dev/null
+  d=$(ashlar attach tree --via $via) || fail attach
+  make_fs btrfs $d
+  try mount $d $work/mnt
+  for i in $(seq 20); do head -c $((i * 40000 + 1)) /dev/urandom >$work/mnt/keep$i; done
+  (cd $work/mnt && sha256sum keep*) >$work/sums
+  try sync -f $work/mnt
+  # A snapshot under writing; then a kill.
+  mkdir $work/mnt/load
+  rm -f $work/stop $work/broken
+  load $work/mnt/load & writer=$!
+  sleep 1
+  try ashlar snapshot create tree@mounted >/dev/null
+  crash
+  sleep 1
+  touch $work/stop
+  wait $writer
+  [ ! -e $work/broken ] || fail "$(cat $work/broken)"
+  grep -q " $work/mnt .*[ ,]rw[, ]" /proc/mounts || fail "read-only after a kill"
+  # Space comes back; btrfs keeps the extents of a transaction until the next.
+  try dd if=/dev/urandom of=$work/mnt/big bs=1M count=32 conv=fsync status=none
+  local full=$(allocated tree)
+  try rm $work/mnt/big
+  for i in $(seq 20); do
+    try sync -f $work/mnt
+    try fstrim $work/mnt
+    less=$(allocated tree)
+    [ $((full - less)) -lt $((24 << 20)) ] || break
+    sleep 0.5
+  done
+  [ $((full - less)) -ge $((24 << 20)) ] || fail "fstrim gave back only $((full - less)) of $full"
+  try ashlar volume resize tree --size 400MiB >/dev/null
+  if [ "$(blockdev --getsize64 $d)" = $((400 << 20)) ]; then
+    try btrfs filesystem resize max $work/mnt >/dev/null
+    [ $(df --output=size -B1M $work/mnt | tail -1) -gt 330 ] || fail "the file system has not grown"
+  else
+    echo "growing in use: not with this kernel"
+  fi
+  try umount $work/mnt
+  check_fs btrfs $d
+  try mount $d $work/mnt
+  (cd $work/mnt && sha256sum --quiet -c $work/sums) || fail "files differ after a remount"
+  try umount $work/mnt
+  # The snapshot has the same identity, so the kernel must forget the volume first. It
+  # is as after a power failure, and cannot be written: the log stays unread.
+  try ashlar detach $d >/dev/null
+  try btrfs device scan --forget
+  s=$(ashlar attach tree@mounted --via $via) || fail "attach the snapshot"
+  check_fs btrfs $s
+  try mount -o ro,rescue=nologreplay $s $work/mnt
+  (cd $work/mnt && sha256sum --quiet -c $work/sums) || fail "files of the snapshot differ"
+  try umount $work/mnt
+  try btrfs device scan --forget
+  try ashlar detach $s >/dev/null
+  try ashlar snapshot delete tree@mounted --yes --wait >/dev/null 2>&1
+  try ashlar volume delete tree --yes >/dev/null
+  stop
+}
+
+stress() {
+  count=${count:-3}
+  local fs d path i list=
+  declare -A device runs
+  rm -f $work/stop
+  start
+  for fs in ext4 xfs btrfs bare; do
+    [ $fs = bare ] || has_fs $fs || continue
+    list+=" $fs"
+    try ashlar volume create s-$fs --size 320MiB >/dev/null
+    d=$(ashlar attach s-$fs --via $via) || fail attach
+    device[$fs]=$d path=$d
+    if [ $fs != bare ]; then
+      make_fs $fs $d
+      mkdir -p $work/mnt.$fs
+      try mount $d $work/mnt.$fs
+      path=$work/mnt.$fs/file
+    fi
+    "$FSSTRESS" --until $work/stop --steps 300 --size $((8 << 20)) $path >$work/stress.$fs 2>&1 &
+    runs[$fs]=$!
+  done
+  for i in $(seq $count); do
+    sleep 1.$((RANDOM % 10))
+    crash
+    for fs in $list; do kill -0 ${runs[$fs]} 2>/dev/null || fail "$fs, after $i kills: $(cat $work/stress.$fs)"; done
+  done
+  touch $work/stop
+  for fs in $list; do
+    wait ${runs[$fs]} || fail "$fs: $(cat $work/stress.$fs)"
+    echo "$fs: $(tail -n 1 $work/stress.$fs)"
+    if [ $fs != bare ]; then
+      try umount $work/mnt.$fs
+      check_fs $fs ${device[$fs]}
+    fi
+    try ashlar detach ${device[$fs]} >/dev/null
+    try ashlar volume delete s-$fs --yes >/dev/null
+  done
   stop
 }
 
@@ -251,7 +387,10 @@ case $test in
   kill) kills ;;
   reload) reloads ;;
   many) many ;;
+  btrfs) btrfs_life ;;
+  stress) stress ;;
+  cases) . "${0%/*}/cases.sh"; cases ;;
   *) fail "no test $test" ;;
 esac
-[ -e /dev/ashlar ] && fail "names are left: $(find /dev/ashlar)"
+no_names
 echo "PASS $test $via"

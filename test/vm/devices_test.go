@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +25,9 @@ var deviceTests = []struct {
 	{"kill", 3, 50},
 	{"reload", 3, 50},
 	{"many", 20, 250},
+	{"btrfs", 0, 0},
+	{"stress", 1, 50},
+	{"cases", 5, 100},
 }
 
 // devices runs one test of devices.sh by the command that runs things where the
@@ -37,6 +41,7 @@ func devices(t *testing.T, via string, where func(limit time.Duration) []string)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Setenv(stressVariable, buildStress(t))
 	long := os.Getenv(longVariable) == "1"
 	for _, test := range deviceTests {
 		t.Run(test.name, func(t *testing.T) {
@@ -55,6 +60,9 @@ func devices(t *testing.T, via string, where func(limit time.Duration) []string)
 				t.Fatalf("%v\n%s", err, out.String())
 			}
 			t.Log("\n" + out.String())
+			if skipped := regexp.MustCompile(`(?m)^SKIP (.*)`).FindStringSubmatch(out.String()); skipped != nil {
+				t.Skip(skipped[1])
+			}
 		})
 	}
 }
@@ -63,7 +71,8 @@ func devices(t *testing.T, via string, where func(limit time.Duration) []string)
 func TestDevicesThroughNBD(t *testing.T) {
 	requireGuest(t)
 	devices(t, "nbd", func(limit time.Duration) []string {
-		return []string{"./uml-run.sh", "-t", strconv.Itoa(int(limit.Seconds())), "-m", "2500M", "-M", "nbd:nbds_max=300", "--"}
+		return []string{"./uml-run.sh", "-t", strconv.Itoa(int(limit.Seconds())), "-m", "2500M", "-M", "nbd:nbds_max=300,max_part=8",
+			"-e", stressVariable, "-e", seedVariable, "--"}
 	})
 }
 
@@ -74,7 +83,8 @@ func TestDevicesThroughUblk(t *testing.T) {
 	}
 	testenv.RequireRoot(t)
 	devices(t, "ublk", func(limit time.Duration) []string {
-		return []string{"./vm-run.sh", "-t", strconv.Itoa(int(limit.Seconds())), "-m", "3G", "-M", "ublk_drv:ublks_max=300", "--"}
+		return []string{"./vm-run.sh", "-t", strconv.Itoa(int(limit.Seconds())), "-m", "3G", "-M", "ublk_drv:ublks_max=300",
+			"-e", stressVariable, "-e", seedVariable, "--"}
 	})
 }
 

@@ -6,6 +6,9 @@
 // nbd/attach. The tests run in `make test-uml`, as root; ASHLAR_TEST_LONG=1 has them
 // repeat what may fail seldom.
 //
+// devices.sh is `ashlar attach` as a user uses it, through nbd in User Mode Linux,
+// ublk in vm-run.sh and FUSE on the host; cases.sh are its races and leaks.
+//
 // vm-run.sh does the same with Linux 6.12 under qemu's emulation, slower, for what
 // User Mode Linux lacks: several CPUs, ublk, eBPF. `make test-vm` runs the tests of
 // package ublk in it.

@@ -16,22 +16,25 @@ import (
 // longVariable set to 1 asks for more repetitions.
 const longVariable = "ASHLAR_TEST_LONG"
 
+// seedVariable repeats what fsstress did.
+const seedVariable = "ASHLAR_TEST_SEED"
+
 // Limits of one guest. They are waited for only when a test fails.
 const (
 	guestLimit     = 4 * time.Minute
 	guestLimitLong = 15 * time.Minute // 50 restarts on each of two file systems
 )
 
-// requireGuest skips t outside make test-uml and returns the paths of the binary
-// under test and of this test binary, which runs inside the guest too.
-func requireGuest(t *testing.T) (binary, self string) {
+// requireGuest skips t outside make test-uml and returns the path of the binary under
+// test.
+func requireGuest(t *testing.T) (binary string) {
 	t.Helper()
 	if os.Getenv("ASHLAR_INTEROP") != "1" {
 		t.Skip("needs bin/ashlar and a guest kernel (make test-uml does not skip it)")
 	}
 	testenv.RequireRoot(t)
 	for command, debianPackage := range map[string]string{
-		"linux.uml": "user-mode-linux", "nbd-client": "nbd-client", "mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs",
+		"linux.uml": "user-mode-linux", "nbd-client": "nbd-client", "mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
 		"fio": "fio", "fstrim": "util-linux", "modprobe": "kmod",
 	} {
 		testenv.RequireCommand(t, command, debianPackage)
@@ -43,16 +46,28 @@ func requireGuest(t *testing.T) (binary, self string) {
 	if _, err := os.Stat(binary); err != nil {
 		t.Fatalf("%v; make test-uml builds it", err)
 	}
-	if self, err = os.Executable(); err != nil {
-		t.Fatal(err)
+	return binary
+}
+
+// stressVariable tells devices.sh where the program of test/fsstress is.
+const stressVariable = "FSSTRESS"
+
+// buildStress builds the program of test/fsstress, and returns its path.
+func buildStress(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "fsstress")
+	build := exec.Command("go", "build", "-o", path, "../fsstress")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // static, as the guest may be another system one day
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
-	return binary, self
+	return path
 }
 
 // guest runs a command in User Mode Linux and wants it to succeed within the limit.
 func guest(t *testing.T, limit time.Duration, command ...string) {
 	t.Helper()
-	run := exec.Command("./uml-run.sh", append([]string{"-t", fmt.Sprint(limit.Seconds()), "-m", "1500M", "-M", "nbd", "-e", longVariable, "--"}, command...)...)
+	run := exec.Command("./uml-run.sh", append([]string{"-t", fmt.Sprint(limit.Seconds()), "-m", "1500M", "-M", "nbd", "-e", longVariable, "-e", seedVariable, "--"}, command...)...)
 	var out bytes.Buffer
 	run.Stdout, run.Stderr = &out, &out
 	if err := run.Run(); err != nil {
@@ -62,15 +77,18 @@ func guest(t *testing.T, limit time.Duration, command ...string) {
 }
 
 func TestKernelClientKeepsFileSystems(t *testing.T) {
-	binary, self := requireGuest(t)
+	binary, stress := requireGuest(t), buildStress(t)
 	script, err := filepath.Abs("kernel-nbd.sh")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, engine := range []string{"ring", "epoll"} {
-		for _, fs := range []string{"ext4", "xfs"} {
+		for _, fs := range []string{"ext4", "xfs", "btrfs"} {
+			if fs == "btrfs" && engine != "ring" {
+				continue // what differs between the engines, the other two show
+			}
 			t.Run(strings.Join([]string{engine, fs}, " "), func(t *testing.T) {
-				guest(t, guestLimit, script, binary, self, fs, "--engine", engine)
+				guest(t, guestLimit, script, binary, stress, fs, "--engine", engine)
 			})
 		}
 	}
@@ -79,7 +97,7 @@ func TestKernelClientKeepsFileSystems(t *testing.T) {
 // TestKernelAttach runs the tests of package nbd/attach that need the kernel's
 // driver, each in a guest of its own.
 func TestKernelAttach(t *testing.T) {
-	binary, _ := requireGuest(t)
+	binary := requireGuest(t)
 	if os.Getenv(longVariable) != "1" {
 		t.Skip("skipped: takes minutes; run: ASHLAR_TEST_LONG=1 make test-uml")
 	}
