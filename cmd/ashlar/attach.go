@@ -113,6 +113,7 @@ also a name for it, /dev/ashlar/POOL/VOLUME.
 
 func newDetachCommand() *cobra.Command {
 	var force bool
+	var keeper string
 	c, _ := controlCommand(&cobra.Command{
 		Use: "detach [flags] DEVICE | VOLUME", Short: "Remove a block device",
 		Long: `Detach removes a block device that nobody uses, after what was written to it is at
@@ -120,7 +121,10 @@ the volume. One that is mounted, or part of another device, is refused; the mess
 names where.
 
 --force gives up what was written and not synced, where it cannot be written back,
-and removes a device whose volume is gone. It never removes one that is mounted.` + controlHelp,
+and removes a device whose volume is gone. It never removes one that is mounted.` + orphanHelp + ` A
+device that has no server is removed at once, unless work waits in it that the next
+daemon would do: then it takes --force, and what waits ends with an error. One that
+another daemon serves is refused.` + controlHelp,
 		Example: `  ashlar detach /dev/ublkb0
   ashlar detach vm1`,
 		Args: exactly("DEVICE"),
@@ -129,39 +133,49 @@ and removes a device whose volume is gone. It never removes one that is mounted.
 		if err != nil {
 			return err
 		}
+		var d *controlpb.Device
 		client, err := s.client()
+		if err == nil {
+			var r *controlpb.DetachResponse
+			r, err = client.Devices.Detach(s.ctx, &controlpb.DetachRequest{Name: name, Force: force})
+			d = r.GetDevice()
+		}
+		if o := s.orphans(err, keeper); o != nil {
+			d, err = s.detachOrphan(o, name, force)
+		}
 		if err != nil {
 			return err
 		}
-		r, err := client.Devices.Detach(s.ctx, &controlpb.DetachRequest{Name: name, Force: force})
-		if err != nil {
-			return err
-		}
-		d := r.GetDevice()
 		return s.say(d, "%s: %s is detached", d.GetPath(), d.GetSource())
 	}, completeDevices)
 	c.Flags().BoolVar(&force, "force", false, "give up what cannot be written back")
+	addKeeperFlag(c, &keeper)
 	return c
 }
 
 func newDevicesCommand() *cobra.Command {
 	var support bool
+	var keeper string
 	c, _ := controlCommand(&cobra.Command{
 		Use: "devices [flags]", Short: "List what is attached",
 		Long: `Devices lists the block devices of the daemon's host that Ashlar made: what they
 show, through which driver, since when, and whether they serve. STATE is online;
 waiting while requests wait for a daemon or a source that is away; or failed.
 
---support lists the drivers instead, and what each lacks here.` + controlHelp,
+--support lists the drivers instead, and what each lacks here.` + orphanHelp + ` What
+nobody serves is "waiting: no server".` + controlHelp,
 		Example: `  ashlar devices
   ashlar devices --support`,
 		Args: cobra.NoArgs,
 	}, func(s *session, _ []string) error {
+		var l *controlpb.ListDevicesResponse
 		client, err := s.client()
-		if err != nil {
-			return err
+		if err == nil {
+			l, err = client.Devices.List(s.ctx, new(controlpb.ListDevicesRequest))
 		}
-		l, err := client.Devices.List(s.ctx, new(controlpb.ListDevicesRequest))
+		if o := s.orphans(err, keeper); o != nil {
+			l, err = s.listOrphans(o)
+		}
 		if err != nil {
 			return err
 		}
@@ -177,7 +191,14 @@ waiting while requests wait for a daemon or a source that is away; or failed.
 		return list(s, l.GetDevices(), "devices are attached", deviceHead, deviceRow)
 	})
 	c.Flags().BoolVar(&support, "support", false, "list the drivers, and what each lacks here")
+	addKeeperFlag(c, &keeper)
 	return c
+}
+
+// addKeeperFlag adds --fuse-keeper.
+func addKeeperFlag(c *cobra.Command, keeper *string) {
+	c.Flags().StringVar(keeper, "fuse-keeper", "", "without a daemon: another socket of a fuse-keeper, as that of ashlar serve")
+	_ = c.MarkFlagFilename("fuse-keeper", "sock") // fails for an unknown flag only
 }
 
 var deviceHead = []string{"DEVICE", "SOURCE", "VIA", ">SIZE", "MODE", "STATE", "SINCE", "USED"}

@@ -45,6 +45,7 @@ type exportFlags struct {
 	delay          time.Duration
 
 	metrics  string
+	slowIO   time.Duration
 	pidFile  string
 	runShell string
 	logFlags
@@ -102,6 +103,7 @@ finished, clients are told that the server is going. A second signal cuts.`,
 	flags.DurationVar(&f.delay, "delay", 0, "add this to every request, to stand for a slower device")
 
 	flags.StringVar(&f.metrics, "metrics", "", "serve /metrics, /healthz and /debug/pprof by HTTP on this loopback HOST:PORT")
+	flags.DurationVar(&f.slowIO, "slow-io", 0, "log requests that take at least this long, with where the time went (0: none)")
 	flags.StringVar(&f.pidFile, "pid-file", "", "write the process id here once clients can connect")
 	flags.StringVar(&f.runShell, "run", "", "run this shell command with $uri set, then end with its exit code")
 	f.logFlags.add(c)
@@ -153,7 +155,7 @@ func (f *exportFlags) config(c *cobra.Command, args []string) (daemon.ExportConf
 	config := daemon.ExportConfig{
 		Shape: daemon.Shape{
 			Limits: filter.Limits{RequestsPerSecond: uint64(f.limitIOPS), BytesPerSecond: uint64(f.limitBandwidth)},
-			Delay:  f.delay, Stats: f.metrics != "",
+			Delay:  f.delay, Stats: f.metrics != "", SlowIO: f.slowIO,
 		},
 		ReadOnly: f.readOnly, Access: filedev.Access(f.access),
 		Reactors: f.reactors, CPUs: f.pin, Poll: reactor.PollMode(f.poll), Engine: reactor.EngineKind(f.engine), BufferBytes: int64(f.buffers),
@@ -162,6 +164,8 @@ func (f *exportFlags) config(c *cobra.Command, args []string) (daemon.ExportConf
 	switch {
 	case f.delay < 0 || f.delay > time.Minute:
 		return config, usagef("--delay %v: must be 0 to 1m", f.delay)
+	case f.slowIO < 0:
+		return config, usagef("--slow-io %v: must be 0 or more", f.slowIO)
 	}
 	if err := cmp.Or(f.reactorFlags.check(), f.nbdFlags.check(), oneOf("access", f.access, "auto", "direct", "inline", "buffered")); err != nil {
 		return config, err

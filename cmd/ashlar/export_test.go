@@ -471,6 +471,38 @@ func get(t testing.TB, url string) string {
 	return string(b)
 }
 
+// TestSlowRequestsOfAnExport: what takes long is logged with where the time went, and
+// counted.
+func TestSlowRequestsOfAnExport(t *testing.T) {
+	address := freePort(t)
+	p := export(t, "--mem", "1MiB", "--metrics", address, "--delay", "20ms", "--slow-io", "10ms")
+	c := p.dial(nbd.Options{})
+	if err := c.Write(t.Context(), make([]byte, 4096), 8192, 0); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(20 * time.Second) // it is written beside the data path
+	for {
+		text := get(t, "http://"+address+"/metrics")
+		if strings.Contains(text, `export_slow_requests_total{export="",op="write"} 1`) && strings.Contains(text, "export_slow_request_threshold_seconds 0.01") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(text)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	<-p.ended
+	log := p.stderr.String()
+	for _, want := range []string{"slow request", "op=write offset=8192 length=4096", "stages.receive=", "stages.reply="} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log has no %s:\n%s", want, log)
+		}
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	address := freePort(t)
 	p := export(t, "--mem", "1MiB", "--metrics", address)

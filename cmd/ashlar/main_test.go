@@ -110,6 +110,7 @@ func TestWrongCommandLinesEndWithTwo(t *testing.T) {
 		{with("--poll", "x"), "--poll"},
 		{with("--engine", "x"), "--engine"},
 		{with("--access", "x"), "--access"},
+		{with("--slow-io", "-1s"), "--slow-io"},
 		{with("--buffers", "1MiB"), "--buffers"},
 		{with("--buffers", "65GiB"), "--buffers"},
 		{with("--connections", "0"), "--connections"},

@@ -1,5 +1,5 @@
-// Package blockdev reads what the kernel says of its block devices: sysfs, the
-// mount table and the list of swap areas. It opens no device.
+// Package blockdev reads what the kernel says of its block devices: sysfs, debugfs, the
+// mount tables, the list of swap areas, and what processes have open. It opens no device.
 //
 // It leaves to others: attaching and detaching (packages ublk, nbd/attach, fuse).
 package blockdev

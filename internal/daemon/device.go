@@ -67,7 +67,8 @@ func ParseSource(argument string) (Source, error) {
 type Shape struct {
 	Limits filter.Limits
 	Delay  time.Duration // added to every request
-	Stats  bool          // measure each operation
+	Stats  bool          // measure each operation, by stage
+	SlowIO time.Duration // write of requests that take as long, with their stages; 0: none
 }
 
 // openRemote opens an export of another NBD server.
@@ -94,7 +95,9 @@ func remotesOf(d datapath.Device) []*remote.Device {
 
 // apply puts the filters of the shape above d, the counting one on top, so that it
 // sees what clients see.
-func (s *Shape) apply(d datapath.Device) (datapath.Device, *filter.Stats) {
+//
+// The name is the export's; slow takes what took long, and is nil for nothing.
+func (s *Shape) apply(d datapath.Device, name string, slow *filter.SlowRequests) (datapath.Device, *filter.Stats) {
 	if s.Delay > 0 {
 		slow := filter.NewDelay(d, filter.DelayConfig{})
 		for op := range datapath.OpCount {
@@ -105,10 +108,10 @@ func (s *Shape) apply(d datapath.Device) (datapath.Device, *filter.Stats) {
 	if s.Limits.RequestsPerSecond > 0 || s.Limits.BytesPerSecond > 0 {
 		d = filter.NewLimit(d, s.Limits)
 	}
-	if !s.Stats {
+	if !s.Stats && slow == nil {
 		return d, nil
 	}
-	stats := filter.NewStats(d, filter.StatsConfig{})
+	stats := filter.NewStats(d, filter.StatsConfig{Name: name, Slow: slow})
 	return stats, stats
 }
 

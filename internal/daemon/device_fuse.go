@@ -36,18 +36,24 @@ func newFUSEWay(reactors []*reactor.Reactor, dataDir, socket string, log *slog.L
 	if socket != "" {
 		return w
 	}
-	w.options.Socket = filepath.Join(dataDir, "keeper.sock")
-	if len(w.options.Socket) > socketPathMax {
-		h := fnv.New64a()
-		_, _ = h.Write([]byte(dataDir)) // never fails
-		w.options.Socket = fmt.Sprintf("/run/ashlar/keeper-%x.sock", h.Sum64())
-	}
+	w.options.Socket = keeperSocket(dataDir)
 	command, err := keeper.SelfCommand(w.options.Socket)
 	if err != nil {
 		log.Warn("no keeper can be started", "error", err) // and so nothing attached through FUSE
 	}
 	w.options.Command = command
 	return w
+}
+
+// keeperSocket is where the keeper listens that the daemon of a data directory starts.
+func keeperSocket(dataDir string) string {
+	path := filepath.Join(dataDir, "keeper.sock")
+	if len(path) > socketPathMax {
+		h := fnv.New64a()
+		_, _ = h.Write([]byte(dataDir)) // never fails
+		path = fmt.Sprintf("/run/ashlar/keeper-%x.sock", h.Sum64())
+	}
+	return path
 }
 
 // socketPathMax is what fits into an address of a unix socket (sun_path, unix(7)).
@@ -119,6 +125,11 @@ func (w *fuseWay) found(ctx context.Context) ([]foundDevice, error) {
 		}
 		return nil, err
 	}
+	return foundFUSE(list), nil
+}
+
+// foundFUSE are those of a list that Ashlar made.
+func foundFUSE(list []fuse.Info) []foundDevice {
 	var found []foundDevice
 	for _, i := range list {
 		rest, ours := strings.CutPrefix(i.Name, backendPrefix)
@@ -129,12 +140,13 @@ func (w *fuseWay) found(ctx context.Context) ([]foundDevice, error) {
 		if path == "" {
 			path = i.File // a mount without its loop device
 		}
+		_, source, _ := strings.Cut(rest, " ")
 		found = append(found, foundDevice{
-			path: path, backend: i.Name, served: i.State == fuse.StateServed,
+			path: path, backend: i.Name, served: i.State == fuse.StateServed, source: source,
 			matches: func(identity string) bool { return strings.HasPrefix(rest, identity+" ") },
 		})
 	}
-	return found, nil
+	return found
 }
 
 func (w *fuseWay) recover(ctx context.Context, s *deviceSource, f foundDevice) (attachment, error) {

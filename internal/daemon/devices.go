@@ -162,7 +162,17 @@ func (d *devices) attach(ctx context.Context, name string, via controlpb.Via, o 
 	}
 	defer release()
 	if old := d.get(s.identity); old != nil {
-		return old, d.fits(old, via, o)
+		state, why := old.state()
+		if state != controlpb.DeviceState_DEVICE_STATE_FAILED {
+			return old, d.fits(old, via, o)
+		}
+		// It will never serve again, for instance since another program took it away.
+		d.log.Warn("attaching anew", "source", name, "device", old.path(), "reason", why)
+		if err := old.detach(ctx, false); err != nil {
+			return nil, problem("device", old.path(), err)
+		}
+		d.put(s.identity, nil)
+		d.links.remove(s.name)
 	}
 	if err := d.awaited(ctx, s); err != nil {
 		return nil, err

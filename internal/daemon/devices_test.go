@@ -37,6 +37,7 @@ type fakeDevice struct {
 	identity string
 	size     uint64
 	busy     bool
+	taken    bool            // by another program
 	device   datapath.Device // nil: nobody serves it
 }
 
@@ -99,7 +100,14 @@ func (k *fakeKernel) close() error { return nil }
 func (f *fakeDevice) path() string               { return f.node }
 func (f *fakeDevice) shape() (queues, depth int) { return 1, 32 }
 
-func (f *fakeDevice) state() (controlpb.DeviceState, string) { return sourceState(f.device) }
+func (f *fakeDevice) state() (controlpb.DeviceState, string) {
+	f.kernel.mu.Lock()
+	defer f.kernel.mu.Unlock()
+	if f.taken {
+		return controlpb.DeviceState_DEVICE_STATE_FAILED, "another program disconnected it"
+	}
+	return sourceState(f.device)
+}
 
 func (f *fakeDevice) resize(context.Context) error {
 	f.kernel.mu.Lock()
@@ -211,6 +219,31 @@ func TestAttachIsIdempotent(t *testing.T) {
 	group.Wait()
 	if slices.Sort(paths); paths[0] != paths[len(paths)-1] {
 		t.Errorf("several devices: %q", paths)
+	}
+}
+
+// TestAttachAfterAnotherProgramTookTheDevice makes a new device in place of one that will
+// never serve again, unless that is still in use.
+func TestAttachAfterAnotherProgramTookTheDevice(t *testing.T) {
+	n, _, kernel := attachNode(t)
+	n.volume("data", 8*mib)
+	d := n.attached("data")
+	set := func(taken, busy bool) {
+		kernel.mu.Lock()
+		defer kernel.mu.Unlock()
+		f := kernel.devices[d.GetPath()]
+		f.taken, f.busy = taken, busy
+	}
+	set(true, true)
+	_, err := n.client.Devices.Attach(n.t.Context(), &controlpb.AttachRequest{Source: "data"})
+	wants(t, err, control.ErrInUse, "mounted")
+	set(true, false)
+	again := n.attached("data")
+	if again.GetPath() == d.GetPath() || again.GetState() != controlpb.DeviceState_DEVICE_STATE_ONLINE {
+		t.Errorf("attached as %v, before as %s", again, d.GetPath())
+	}
+	if list := n.listed(); len(list) != 1 || list[0].GetPath() != again.GetPath() {
+		t.Errorf("%v", list)
 	}
 }
 

@@ -49,6 +49,7 @@ type Exporter struct {
 	devices  []datapath.Device
 	remotes  []*remote.Device         // of devices
 	stats    map[string]*filter.Stats // by export, where they are kept
+	slow     *slowLog                 // nil: off
 	log      *slog.Logger
 }
 
@@ -56,6 +57,7 @@ type Exporter struct {
 // caller gives it listeners.
 func StartExport(c ExportConfig) (*Exporter, error) {
 	e := &Exporter{Exports: &nbd.ExportSet{}, log: c.Log, stats: map[string]*filter.Stats{}}
+	e.slow = startSlowLog(c.Shape.SlowIO, c.Log, nil)
 	if err := e.start(&c); err != nil {
 		return nil, errors.Join(err, e.close())
 	}
@@ -73,7 +75,7 @@ func (e *Exporter) start(c *ExportConfig) error {
 			return err
 		}
 		e.remotes = append(e.remotes, remotesOf(d)...)
-		d, stats := c.Shape.apply(d)
+		d, stats := c.Shape.apply(d, s.Name, e.slow.taking())
 		if stats != nil {
 			e.stats[s.Name] = stats
 		}
@@ -123,6 +125,7 @@ func (e *Exporter) close() error {
 	for _, d := range e.devices {
 		errs = append(errs, d.Close())
 	}
-	e.Reactors, e.devices = nil, nil
+	e.slow.stop()
+	e.Reactors, e.devices, e.slow = nil, nil, nil
 	return errors.Join(errs...)
 }

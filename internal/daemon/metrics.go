@@ -24,7 +24,7 @@ func (e *Exporter) Collectors() []prometheus.Collector {
 		}
 		return all
 	}
-	return []prometheus.Collector{&requestCollector{counts: counts}, &nbdCollector{e.Server}, &reactorCollector{e.Reactors}}
+	return []prometheus.Collector{&requestCollector{counts: counts, slow: e.slow}, &slowCollector{e.slow}, &nbdCollector{e.Server}, &reactorCollector{e.Reactors}}
 }
 
 // collectors are the metrics of a node.

@@ -183,6 +183,31 @@ func TestFindings(t *testing.T) {
 			"nbd", Note, "could not be looked at", "sudo"},
 		{"nbd too old", func(h *Host, _ files, _ *Options) { h.NBD = fail(errors.New("needs Linux 4.12")) },
 			"nbd", Note, "needs Linux 4.12", ""},
+		{"nbd that forgets", func(h *Host, _ files, _ *Options) {
+			h.Release = func() (string, string, error) { return "5.10.0", "x86_64", nil }
+		}, "nbd", Note, "do not outlive the daemon", "5.14"},
+		{"FUSE that forgets", func(h *Host, _ files, _ *Options) {
+			h.Release = func() (string, string, error) { return "6.1.176", "x86_64", nil }
+		}, "fuse", Note, "fail when the daemon is killed", "6.9"},
+		{"neither FUSE nor loop", func(_ *Host, f files, _ *Options) {
+			delete(f, "dev/fuse")
+			delete(f, "dev/loop-control")
+		}, "fuse", Note, "no loop devices", "CONFIG_BLK_DEV_LOOP"},
+		{"only modules of FUSE", func(h *Host, f files, _ *Options) {
+			h.Ublk, h.NBD = fail(ublk.ErrUnsupported), fail(attach.ErrNoDriver)
+			delete(f, "dev/fuse")
+			f["lib/modules/6.12.1/modules.dep"] = "kernel/fs/fuse/fuse.ko.xz:\nkernel/drivers/block/loop.ko.xz:\n"
+		}, "fuse", Warning, "no way to make a block device", "modprobe -a fuse loop"},
+		{"only the module nbd", func(h *Host, f files, _ *Options) {
+			h.Ublk, h.NBD = fail(ublk.ErrUnsupported), fail(attach.ErrNoDriver)
+			delete(f, "dev/loop-control")
+			f["lib/modules/6.12.1/modules.dep"] = "kernel/drivers/block/nbd.ko.xz:\n"
+		}, "fuse", Warning, "no way to make a block device", "modprobe nbd"},
+		{"no module at all", func(h *Host, f files, _ *Options) {
+			h.Ublk, h.NBD = fail(ublk.ErrUnsupported), fail(attach.ErrNoDriver)
+			delete(f, "dev/loop-control")
+			delete(f, "lib/modules/6.12.1/modules.dep")
+		}, "fuse", Warning, "no way to make a block device", "use a kernel with"},
 		{"no FUSE", func(_ *Host, f files, _ *Options) { delete(f, "dev/fuse") },
 			"fuse", Note, "no devices through FUSE", "CONFIG_FUSE_FS"},
 		{"no loop", func(_ *Host, f files, _ *Options) { delete(f, "dev/loop-control") },

@@ -49,7 +49,11 @@ func openRing() error {
 	return r.Close()
 }
 
+// openNBD does not ask a kernel that has not loaded the driver: it would load it.
 func openNBD() error {
+	if _, err := os.Stat("/sys/module/nbd"); errors.Is(err, os.ErrNotExist) {
+		return attach.ErrNoDriver
+	}
 	d, err := attach.Open(attach.Options{})
 	if err != nil {
 		return err

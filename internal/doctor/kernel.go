@@ -82,6 +82,8 @@ func checkUblk(h *Host, _ *Options) []Finding {
 func checkNBD(h *Host, _ *Options) []Finding {
 	err := h.NBD()
 	switch {
+	case err == nil && h.before(5, 14):
+		return []Finding{note("the kernel's nbd driver is there; on this kernel its devices do not outlive the daemon", "boot Linux 5.14 or later, if you want to use it")}
 	case err == nil:
 		return []Finding{ok("the kernel's nbd driver is there")}
 	case denied(err):
@@ -97,17 +99,45 @@ func checkFuse(h *Host, _ *Options) []Finding {
 	var findings []Finding
 	fuse, loop := h.exists("/dev/fuse"), h.exists("/dev/loop-control")
 	switch {
+	case fuse && loop && h.before(6, 9):
+		findings = append(findings, note("FUSE and loop devices are there, for hosts with neither ublk nor nbd; on this kernel they fail when the daemon is killed", "boot Linux 6.9 or later, if you want to use them"))
 	case fuse && loop:
 		findings = append(findings, ok("FUSE and loop devices are there, for hosts with neither ublk nor nbd"))
-	case !fuse:
+	}
+	if !fuse {
 		findings = append(findings, h.driver("fuse", "CONFIG_FUSE_FS", "no devices through FUSE"))
-	default:
+	}
+	if !loop {
 		findings = append(findings, h.driver("loop", "CONFIG_BLK_DEV_LOOP", "no loop devices"))
 	}
 	if h.Ublk() != nil && h.NBD() != nil && !(fuse && loop) {
-		findings = append(findings, warning("`ashlar attach` has no way to make a block device here; NBD clients elsewhere are served all the same", "modprobe ublk_drv || modprobe nbd"))
+		findings = append(findings, warning("`ashlar attach` has no way to make a block device here; NBD clients elsewhere are served all the same", h.anyDriver()))
 	}
 	return findings
+}
+
+// anyDriver is how to get a way to make block devices: the best that there is a module
+// for.
+func (h *Host) anyDriver() string {
+	for _, name := range []string{"ublk_drv", "nbd"} {
+		if h.module(name) {
+			return "modprobe " + name
+		}
+	}
+	if h.module("fuse") && h.module("loop") {
+		return "modprobe -a fuse loop"
+	}
+	return "use a kernel with CONFIG_BLK_DEV_UBLK (Linux 6.0) or CONFIG_BLK_DEV_NBD"
+}
+
+// before says whether the kernel is known to be older than a release.
+func (h *Host) before(major, minor int) bool {
+	release, _, err := h.Release()
+	if err != nil {
+		return false
+	}
+	a, b, known := versionOf(release)
+	return known && (a < major || a == major && b < minor)
 }
 
 // checkObservation looks at what eBPF needs, beside rights.
