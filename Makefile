@@ -22,12 +22,12 @@ PACKAGES_TEST    := gcc=gcc libc6-dev
 PACKAGES_BENCH   := fio=fio nbdkit=nbdkit qemu-utils=qemu-img nbd-server=nbd-server
 PACKAGES_INTEROP := $(PACKAGES_RUN) nbdkit=nbdkit python3 python3-libnbd qemu-utils=qemu-io nbd-client=nbd-client \
                     openssl=openssl util-linux=fstrim kmod=modprobe user-mode-linux=linux.uml \
-                    e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs
+                    e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs btrfs-progs=mkfs.btrfs
 PACKAGES_POWERFAIL := gcc=gcc libc6-dev nbd-client=nbd-client util-linux=fstrim mount=losetup kmod=modprobe dmsetup=dmsetup \
                     user-mode-linux=linux.uml e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs
 PACKAGES_BPF     := clang=clang llvm=llvm-strip
 PACKAGES_VM      := qemu-system-x86=qemu-system-x86_64 busybox-static kmod=depmod cpio=cpio xz-utils=xz zstd=zstd python3=python3 \
-                    debian-archive-keyring e2fsprogs=mkfs.ext4 util-linux=fstrim fio=fio
+                    debian-archive-keyring e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs btrfs-progs=mkfs.btrfs util-linux=fstrim fio=fio
 PACKAGES_CSI     := $(PACKAGES_VM) mount=losetup xfsprogs=mkfs.xfs cryptsetup-bin=cryptsetup
 PACKAGES_KUBE    := openssl=openssl iproute2=ip util-linux=nsenter mount=losetup fio=fio debian-archive-keyring
 
@@ -112,10 +112,10 @@ deb: go ## build Debian packages into bin/ (DEB_ARCHS)
 	@for arch in $(DEB_ARCHS); do GO='$(GO)' LDFLAGS='$(LDFLAGS)' deploy/deb/build.sh $$arch '$(VERSION)' bin/ashlar_$$arch.deb; done
 
 .PHONY: test-deb
-test-deb: ## install, upgrade, remove and purge the package in a copy of this system (root)
+test-deb: ## look at the packages; install, upgrade, remove and purge this machine's in a copy of its system (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'make: test-deb needs root; run: sudo make test-deb' >&2; exit 1; }
-	@$(MAKE) deb DEB_ARCHS="$$(dpkg --print-architecture)"
-	CGO_ENABLED=0 ASHLAR_DEB="$(CURDIR)/bin/ashlar_$$(dpkg --print-architecture).deb" ASHLAR_TARGET='test-deb test-root' $(GO) test -count=1 -v $(TESTFLAGS) ./test/packaging
+	@$(MAKE) deb
+	CGO_ENABLED=0 ASHLAR_DEBS="$(foreach arch,$(DEB_ARCHS),$(CURDIR)/bin/ashlar_$(arch).deb)" ASHLAR_DEB="$(CURDIR)/bin/ashlar_$$(dpkg --print-architecture).deb" ASHLAR_TARGET='test-deb test-root' $(GO) test -count=1 -v $(TESTFLAGS) ./test/packaging
 
 .PHONY: cross
 cross: go ## compile everything for arm64, tests too, without running it
@@ -168,9 +168,17 @@ test-vm: .make/vm build ## ublk devices of a real Linux 6.12 in an emulated mach
 	cd ublk && ASHLAR_TARGET='test-vm test-root test-uml interop' ../test/vm/vm-run.sh -t $(if $(ASHLAR_TEST_LONG),3600,900) -M ublk_drv \
 	  -e ASHLAR_TARGET -e ASHLAR_TEST_LONG -- ../.make/ublk.test -test.v -test.timeout 1h $(TESTFLAGS)
 	cd ublk && ASHLAR_TARGET='test-root test-uml' ../test/vm/vm-run.sh -M '' -e ASHLAR_TARGET -- ../.make/ublk.test -test.v -test.run 'TestWithoutTheDriver'
-	CGO_ENABLED=0 ASHLAR_TARGET='test-vm test-root' $(GO) test -count=1 -v -timeout $(if $(ASHLAR_TEST_LONG),5h,40m) -run 'TestDevicesThroughUblk' $(TESTFLAGS) ./test/vm
+	CGO_ENABLED=0 ASHLAR_TARGET='test-vm test-root' $(GO) test -count=1 -v -timeout $(if $(ASHLAR_TEST_LONG),5h,40m) -run 'TestDevicesThroughUblk|TestOrphansOfUblk' $(TESTFLAGS) ./test/vm
 	CGO_ENABLED=0 $(GO) test -c -o .make/observe.test ./observe
 	cd observe && ASHLAR_TARGET='test-vm test-root test-uml' ../test/vm/vm-run.sh -t 900 -j 1 -M 'nbd:nbds_max=4 loop ublk_drv' -e ASHLAR_TARGET -- ../.make/observe.test -test.v -test.timeout 14m $(TESTFLAGS)
+
+.PHONY: test-vm-new
+test-vm-new: .make/vm build ## ublk devices of the newest Linux that Debian has, with and without copies, in an emulated machine (root; ASHLAR_TEST_LONG=1)
+	@[ "$$(id -u)" = 0 ] || { echo 'make: test-vm-new needs root; run: sudo make test-vm-new' >&2; exit 1; }
+	CGO_ENABLED=0 $(GO) test -c -tags invariants -o .make/ublk.test ./ublk
+	cd ublk && ASHLAR_TARGET='test-vm-new test-vm test-root test-uml interop' ../test/vm/vm-run.sh -r trixie -t $(if $(ASHLAR_TEST_LONG),3600,900) -K 2 -M ublk_drv \
+	  -e ASHLAR_TARGET -e ASHLAR_TEST_LONG -- ../.make/ublk.test -test.v -test.timeout 1h $(TESTFLAGS)
+	CGO_ENABLED=0 VM_RELEASE=trixie ASHLAR_TARGET='test-vm-new test-vm test-root' $(GO) test -count=1 -v -timeout $(if $(ASHLAR_TEST_LONG),5h,40m) -run 'TestDevicesThroughUblk|TestAttachedDiskGoesWithoutACopy' $(TESTFLAGS) ./test/vm
 
 .PHONY: test-powerfail
 test-powerfail: .make/powerfail build ## power failures under ext4 and xfs in User Mode Linux, and kill -9 of the node (root; ASHLAR_TEST_LONG=1)
@@ -233,7 +241,7 @@ results: go ## write benchmarks/results/README.md and its charts from the result
 	$(GO) run ./benchmarks/bars --render
 
 .PHONY: bench-pool
-bench-pool: .make/bench build ## measure the bars of the pool: 10 minutes, 22 GiB of /var/tmp (BENCHFLAGS, e.g. --short)
+bench-pool: .make/bench build ## measure the bars of the pool: 10 minutes, 32 GiB of /var/tmp (BENCHFLAGS, e.g. --short)
 	$(GO) run ./benchmarks/bars --ashlar $(BINARY) --pool /var/tmp $(BENCHFLAGS)
 
 .PHONY: bench-spin
@@ -242,7 +250,7 @@ bench-spin: .make/bench build ## measure the learned spin budget against polling
 	  --only spin-tmpfs-randread-4k-qd1,spin-disk-randread-4k-qd1,spin-disk-randread-4k-qd32,spin-idle $(BENCHFLAGS)
 
 .PHONY: bench-observe
-bench-observe: .make/bench build ## measure what observation costs, in the process and end to end: 4 minutes, 22 GiB of /var/tmp (BENCHFLAGS)
+bench-observe: .make/bench build ## measure what observation costs, in the process and end to end: 4 minutes, 32 GiB of /var/tmp (BENCHFLAGS)
 	$(GO) test -run '^$$' -bench Request -benchtime 2000000x -count 5 ./datapath/filter
 	$(GO) run ./benchmarks/bars --ashlar $(BINARY) --pool /var/tmp --only observe-randread-4k-qd32,observe-randwrite-4k-qd32 $(BENCHFLAGS)
 

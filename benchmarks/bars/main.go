@@ -43,7 +43,7 @@ func run(ctx context.Context, arguments []string) (err error) {
 			"Runs the bars of the NBD export and of the pool and stores a JSON result of each. FILEs\n"+
 			"that do not exist are created and removed again; FILEs that do exist are overwritten only\n"+
 			"with --yes. In DIRECTORY, on a real disk, a new directory is made for the pool, its\n"+
-			"volumes, and the files they are compared with: 12 times --pool-size, and 4 GiB while the\n"+
+			"volumes, and the files they are compared with: 16 times --pool-size, and 4 GiB while the\n"+
 			"open of a large pool is timed. It is removed at the end.\n"+
 			"devperf, the batching client, is taken from PATH, else built from ./benchmarks/devperf.\n\n")
 		f.PrintDefaults()

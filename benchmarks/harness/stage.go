@@ -38,7 +38,7 @@ const (
 	// poolFileFactor is the size of the pool's file in volumes: one mapped, a fresh
 	// one, the chain (a quarter, and what was written between its snapshots), and a
 	// quarter more for each snapshot taken under load, six in a run.
-	poolFileFactor = 8
+	poolFileFactor = 12
 
 	settle = 3 * time.Second // above the pool's own, which writes what has changed after one
 
