@@ -153,15 +153,19 @@ func (s *staging) mount(ctx context.Context, path string) error {
 	if err := os.MkdirAll(s.path, 0o750); err != nil {
 		return err
 	}
-	try := func() error {
-		return h.format.FormatAndMountSensitiveWithFormatOptions(path, s.path, s.fsType, s.mountFlags, nil, s.mkfsOptions)
+	try := func(mkfsOptions []string) error {
+		return h.format.FormatAndMountSensitiveWithFormatOptions(path, s.path, s.fsType, s.mountFlags, nil, mkfsOptions)
 	}
-	err := try()
+	options, err := s.formatOptions(ctx, path)
+	if err != nil {
+		return err
+	}
+	err = try(options)
 	if err != nil && s.blank() && !s.readOnly {
 		// A mkfs that was killed may leave something that looks like a filesystem.
 		// Nobody ever had this volume mounted, so there is nothing to lose.
 		if _, wipeErr := h.command(ctx, nil, "wipefs", "--all", path); wipeErr == nil {
-			err = try()
+			err = try(s.mkfsOptions)
 		}
 	}
 	if err != nil {
@@ -180,7 +184,7 @@ func (s *staging) mount(ctx context.Context, path string) error {
 	}
 	if s.fsType == "ext4" {
 		if err = h.growUnmounted(ctx, path); err == nil {
-			err = try()
+			err = try(s.mkfsOptions)
 		}
 	}
 	if err != nil {

@@ -11,6 +11,9 @@ rm -rf "$tree"
 umask 022
 mkdir -p "$tree"/{DEBIAN,usr/bin,etc/ashlar,lib/systemd/system} "$(dirname "$output")" \
   "$tree"/usr/share/{man/man1,bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d,doc/ashlar}
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 0)
+export SOURCE_DATE_EPOCH
+maintainer=$(sed -n 's/^Upstream-Contact: //p' deploy/deb/copyright)
 install() { command install -D -m "$1" "$2" "$tree/$3"; }
 
 # A version begins with a digit and has no hyphen: v1.2-5-gabc is 1.2+5.gabc, and what
@@ -29,8 +32,16 @@ CGO_ENABLED=0 GOARCH='' ${GO:-go} build -trimpath -buildvcs=false -ldflags "${LD
 .make/deb/native completion fish >"$tree/usr/share/fish/vendor_completions.d/ashlar.fish"
 
 for page in docs/man/*.1; do gzip -9nc "$page" >"$tree/usr/share/man/man1/${page##*/}.gz"; done
-gzip -9nc CHANGELOG.md >"$tree/usr/share/doc/ashlar/changelog.gz"
-install 644 LICENSE usr/share/doc/ashlar/copyright
+gzip -9nc CHANGELOG.md >"$tree/usr/share/doc/ashlar/CHANGELOG.md.gz"
+gzip -9nc >"$tree/usr/share/doc/ashlar/changelog.gz" <<END
+ashlar ($version) unstable; urgency=medium
+
+  * What changed is in CHANGELOG.md.gz beside this file.
+
+ -- $maintainer  $(date -uRd "@$SOURCE_DATE_EPOCH")
+END
+install 644 deploy/deb/copyright usr/share/doc/ashlar/copyright
+install 644 deploy/deb/lintian-overrides usr/share/lintian/overrides/ashlar
 install 644 docs/operating.md usr/share/doc/ashlar/operating.md
 install 640 deploy/systemd/serve.yaml etc/ashlar/serve.yaml
 # The comment at the head of a unit says how to install it by hand.
@@ -45,7 +56,7 @@ cat >"$tree/DEBIAN/control" <<END
 Package: ashlar
 Version: $version
 Architecture: $arch
-Maintainer: The Ashlar maintainers <maintainers@users.noreply.github.com>
+Maintainer: $maintainer
 Section: admin
 Priority: optional
 Homepage: https://github.com/ashlar-storage/ashlar
@@ -54,12 +65,10 @@ Recommends: nbd-client
 Suggests: fio
 Description: userspace block devices: pools, snapshots, NBD exports
  Ashlar turns raw disks or files into thin, checksummed volumes with snapshots
- and clones, and serves them from a polling core over NBD. The binary is static
- and needs nothing else.
+ and clones, and serves them from a polling core over NBD and as block devices
+ of the machine. The binary is static and needs nothing else.
 END
 
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 0)
-export SOURCE_DATE_EPOCH
 find "$tree" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 dpkg-deb --root-owner-group -Zxz --build "$tree" "$output" >/dev/null
 rm -rf "$tree" .make/deb/native

@@ -306,6 +306,9 @@ func (w *world) sweep() {
 			}
 		}
 	}
+	if exec.Command(program, "pool", "list", "--server", "unix://"+w.path("control.sock")).Run() != nil {
+		return // without a daemon, the devices listed would be those of the host
+	}
 	var list struct{ Items []struct{ Path string } }
 	if text, err := exec.Command(program, "devices", "--server", "unix://"+w.path("control.sock"), "--output", "json").Output(); err == nil && json.Unmarshal(text, &list) == nil {
 		for _, d := range list.Items {

@@ -192,7 +192,8 @@ func (c cluster) clean(step string) {
 	c.t.Helper()
 	selector := "--selector=step=" + step
 	made := strings.Fields(c.kubectl("get", "pvc", selector, "--output", "jsonpath={.items[*].spec.volumeName}"))
-	for _, kinds := range []string{"statefulset", "pod", "volumesnapshot", "pvc", "secret"} {
+	for _, kinds := range []string{"statefulset", "pod", "volumegroupsnapshot", "volumesnapshot", "pvc", "secret",
+		"clusterrolebinding", "clusterrole", "serviceaccount"} {
 		c.delete(kinds, selector, "--ignore-not-found")
 	}
 	c.volumesGone(made)
@@ -204,7 +205,7 @@ func (c cluster) volumesGone(names []string) {
 	c.until("the PersistentVolumes are gone", func() (bool, string) {
 		kinds := "pv"
 		if names == nil {
-			kinds = "pv,volumesnapshotcontent"
+			kinds = "pv,volumesnapshotcontent,volumegroupsnapshotcontent"
 		}
 		out, err := c.try("", "get", kinds, "--output", "name")
 		left := strings.Fields(out)

@@ -134,3 +134,42 @@ func csiKilled(c cluster) {
 	c.run(pod{Name: "after", Step: "csi-killed", Claim: "after", Node: node, Script: "echo x >/data/file; sync -f /data"})
 	c.stopWriter("undisturbed")
 }
+
+// csiHangs stops the driver's process, as a driver that hangs: its liveness probe fails,
+// and the kubelet starts it again, while a pod writes.
+func csiHangs(c cluster) {
+	defer c.clean("csi-hangs")
+	node := c.nodes()[0]
+	c.startWriter("unaware", "csi-hangs", node, "ashlar")
+	before := processes(c.t, node, "ashlar", "csi", "--mode=all")
+	if len(before) != 1 {
+		c.t.Fatalf("drivers of %s: %v, want one", node, before)
+	}
+	id, err := strconv.Atoi(before[0])
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	name := c.onNode("csi", node)
+	restarts := func() string {
+		out, err := c.try("", "--namespace", namespace, "get", "pod", name, "--output", `jsonpath={.status.containerStatuses[?(@.name=="csi")].restartCount}`)
+		if err != nil {
+			return err.Error()
+		}
+		return strings.TrimSpace(out)
+	}
+	count := restarts()
+	begin := time.Now()
+	if err := syscall.Kill(id, syscall.SIGSTOP); err != nil {
+		c.t.Fatal(err)
+	}
+	c.until("the kubelet starts the driver again", func() (bool, string) {
+		now := processes(c.t, node, "ashlar", "csi", "--mode=all")
+		return len(now) == 1 && now[0] != before[0], fmt.Sprintf("%v, restarts %s", now, restarts())
+	})
+	c.until("the restart is told", func() (bool, string) { now := restarts(); return now != count, now })
+	c.t.Logf("the driver hung, and runs again after %.0f s", time.Since(begin).Seconds())
+	c.progress("unaware")
+	c.claim(claim{Name: "afterwards", Step: "csi-hangs", Class: "ashlar", Size: "128Mi"})
+	c.run(pod{Name: "afterwards", Step: "csi-hangs", Claim: "afterwards", Node: node, Script: "echo x >/data/file; sync -f /data"})
+	c.stopWriter("unaware")
+}

@@ -51,7 +51,12 @@ func TestKubernetes(t *testing.T) {
 		{"daemon-killed", daemonKilled},
 		{"daemon-pod-deleted", daemonPodDeleted},
 		{"csi-killed", csiKilled},
+		{"csi-hangs", csiHangs},
 		{"twenty", twentyClaims},
+		{"options", chartOptions},
+		{"group-snapshot", groupSnapshots},
+		{"snapshot-metadata", snapshotMetadata},
+		{"deploy-again", deploy}, // without the options, on all nodes
 		{"nothing-left", nothingLeft},
 	}
 	report := []string{"durations"}

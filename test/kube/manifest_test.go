@@ -213,3 +213,20 @@ func TestSidecarsOfTheManifestAreTheTestedOnes(t *testing.T) {
 		t.Errorf("%d sidecars, want 3", found)
 	}
 }
+
+// The same for the sidecar that is off by default, so not in the manifest.
+func TestSnapshotMetadataOfTheChartIsTheTestedOne(t *testing.T) {
+	values, err := os.ReadFile("../../deploy/helm/ashlar/values.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	modules, err := os.ReadFile("cluster/tools/metadata/go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, version, ok := strings.Cut(string(values), "/csi-snapshot-metadata:")
+	version, _, _ = strings.Cut(version, "\n")
+	if !ok || !strings.Contains(string(modules), "github.com/kubernetes-csi/external-snapshot-metadata "+version) {
+		t.Errorf("csi-snapshot-metadata:%s: the tests build another version (cluster/tools/metadata/go.mod)", version)
+	}
+}

@@ -34,7 +34,7 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 cluster/up.sh "$ROOT/bin/ashlar-image.tar"
 lap "cluster up"
-ASHLAR_KUBE=1 CGO_ENABLED=0 go test -count=1 -timeout 60m -v "$@" .
+HELM=$BIN/helm ASHLAR_KUBE=1 CGO_ENABLED=0 go test -count=1 -timeout 60m -v "$@" .
 lap "tests"
 if [ "${KUBE_BENCH-}" ]; then
   (cd "$ROOT" && go run ./benchmarks/kube --kubectl test/kube/cluster/kubectl --output benchmarks/results ${BENCHFLAGS-})

@@ -1,4 +1,5 @@
-// Package packaging tests the Debian package as an administrator meets it: it is
-// installed, upgraded, removed and purged in a copy of this machine's system that is
-// thrown away. It holds tests only; make test-deb builds the package and runs them.
+// Package packaging tests the Debian packages: what is in those of each architecture, and
+// this machine's as an administrator meets it, installed, upgraded, removed and purged in
+// a copy of the system that is thrown away. It holds tests only; make test-deb builds the
+// packages and runs them.
 package packaging

@@ -6,7 +6,8 @@
 #             apt-get (30 MB) and unpacked, not installed, so that no service starts
 #   bin/      kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kubectl, the
 #             CSI sidecars and the snapshot controller: built from their Go modules at the
-#             versions of tools/*/go.mod (600 MB of modules, ten minutes on two CPUs)
+#             versions of tools/*/go.mod (600 MB of modules, fifteen minutes on two CPUs);
+#             helm, at the version of deploy/render.sh
 #   crd/      the custom resources of snapshots, out of the same modules
 #   *.tar     OCI archives of the images that the pods use
 #
@@ -33,7 +34,7 @@ fi
 # build MODULE-DIR PACKAGE LDFLAGS: unless the binary is of these versions
 build() {
   local name=${2##*/} sum
-  sum=$(cat "$HERE/tools/$1/go.mod" "$HERE/tools/$1/go.sum" | sha256sum; go version)
+  sum=$(cd "$HERE/tools/$1"; case $2 in ./*) cat "$2"/*.go ;; esac | cat go.mod go.sum - | sha256sum; go version)
   if [ ! -x "$BIN/$name" ] || [ "$(cat "$BIN/$name.of" 2>/dev/null)" != "$sum" ]; then
     (cd "$HERE/tools/$1" && go build -trimpath -ldflags "-s -w $3" -o "$BIN/$name" "$2")
     echo "$sum" >"$BIN/$name.of"
@@ -51,14 +52,28 @@ done
 for c in $(awk '/^tool \(/{on=1;next} /^\)/{on=0} on{print $1}' "$HERE/tools/sidecars/go.mod"); do
   build sidecars "$c" ""
 done
-version() { (cd "$HERE/tools/sidecars" && go list -m -f '{{.Version}}' "github.com/kubernetes-csi/$1"); }
-dir=$(cd "$HERE/tools/sidecars" && go list -m -f '{{.Dir}}' github.com/kubernetes-csi/external-snapshotter/client/v8)
-cp -f "$dir"/config/crd/*snapshot.storage*.yaml "$CACHE/crd/"
+# A module of its own: it cannot be built with the versions that the other sidecars use.
+build metadata github.com/kubernetes-csi/external-snapshot-metadata/cmd/csi-snapshot-metadata ""
+build metadata ./blocks ""
+helm=$(sed -n 's/.*go run \(helm[^}]*\)}.*/\1/p' "$ROOT/deploy/render.sh")
+if [ "$(cat "$BIN/helm.version" 2>/dev/null)" != "$helm" ]; then
+  GOBIN=$BIN go install "$helm"
+  echo "$helm" >"$BIN/helm.version"
+  step "helm"
+fi
+version() { (cd "$HERE/tools/$1" && go list -m -f '{{.Version}}' "github.com/kubernetes-csi/$2"); }
+crds() { # MODULE-DIR MODULE GLOB: custom resources of a module
+  local dir; dir=$(cd "$HERE/tools/$1" && go list -m -f '{{.Dir}}' "github.com/kubernetes-csi/$2")
+  cp -f "$dir"/config/crd/$3 "$CACHE/crd/"
+}
+crds sidecars external-snapshotter/client/v8 '*snapshot.storage*.yaml'
+crds metadata external-snapshot-metadata/client '*.yaml'
 chmod u+w "$CACHE"/crd/*
 
 # The images have the names of the manifests, so that those need no change.
-PROVISIONER=$(version external-provisioner/v6) RESIZER=$(version external-resizer/v2) SNAPSHOTTER=$(version external-snapshotter/v8)
-export BIN DEB PROVISIONER RESIZER SNAPSHOTTER
+PROVISIONER=$(version sidecars external-provisioner/v6) RESIZER=$(version sidecars external-resizer/v2)
+SNAPSHOTTER=$(version sidecars external-snapshotter/v8) METADATA=$(version metadata external-snapshot-metadata)
+export BIN DEB PROVISIONER RESIZER SNAPSHOTTER METADATA
 sum=$(cat "$BIN"/*.of "$HERE/images.yaml" "$ROOT"/tools/image/[!_]*[!t].go | sha256sum; dpkg-query -W fio)
 if [ "$(cat "$CACHE/images.of" 2>/dev/null)" != "$sum" ]; then
   (cd "$ROOT" && go build -trimpath -o "$BIN/pause" ./test/kube/pause && go run ./tools/image --spec "$HERE/images.yaml" --output "$CACHE/images.tar")
