@@ -127,7 +127,6 @@ type Reactor struct {
 	timers    timerHeap
 	pollers   []*Poller
 	deferred  []*Deferred
-	overlaps  []*Deferred // for after the next submission
 	spare     []*Deferred
 	buffers   []*Deferred // who waits for buffers
 	wakeWatch Watch
@@ -318,30 +317,13 @@ func (r *Reactor) turn() bool {
 	if r.reapWorkers() {
 		found = true
 	}
-	overlaps := len(r.overlaps)
 	if r.engine.poll() > 0 {
 		found = true
 	}
 	if r.runDeferred() {
 		found = true
 	}
-	if len(r.overlaps) > 0 {
-		r.runOverlaps(overlaps)
-		found = true
-	}
 	return found
-}
-
-// runOverlaps runs the first n overlaps: what was submitted before them is with the
-// kernel now. What they ask for in turn waits for the next submission.
-func (r *Reactor) runOverlaps(n int) {
-	for _, d := range r.overlaps[:n] {
-		d.queued = false
-		d.Func()
-	}
-	rest := copy(r.overlaps, r.overlaps[n:])
-	clear(r.overlaps[rest:])
-	r.overlaps = r.overlaps[:rest]
 }
 
 func (r *Reactor) reapWorkers() (found bool) {
@@ -577,16 +559,6 @@ func (r *Reactor) Defer(d *Deferred) {
 	if !d.queued {
 		d.queued = true
 		r.deferred = append(r.deferred, d)
-	}
-}
-
-// Overlap runs d after all operations begun until now have been given to the kernel, and
-// before the reactor sleeps: the place for computing that need not be done before a
-// device begins. An operation may have ended by then. Reactor only.
-func (r *Reactor) Overlap(d *Deferred) {
-	if !d.queued {
-		d.queued = true
-		r.overlaps = append(r.overlaps, d)
 	}
 }
 

@@ -235,50 +235,6 @@ func TestDeferredRunsOnceATurn(t *testing.T) {
 	})
 }
 
-func TestOverlapsRunWhenOperationsAreWithTheKernel(t *testing.T) {
-	each(t, func(t *testing.T, c Config) {
-		r := begin(t, c)
-		fd := int(tempFile(t, 1<<20).Fd())
-		var file *File
-		wrote, done := make(chan struct{}), make(chan struct{})
-		io := IO{Op: OpWrite, FD: fd, Buf: make([]byte, 4096), Done: func(*IO) { close(wrote) }}
-		runs := 0
-		var o Deferred
-		o.Func = func() {
-			if e, ok := r.engine.(*ringEngine); ok && e.ring.Pending() > 0 {
-				t.Error("an operation begun before is not with the kernel")
-			}
-			if runs++; runs == 3 {
-				close(done)
-				return
-			}
-			r.Overlap(&o) // and nothing else keeps the reactor awake
-		}
-		run(t, r, func(r *Reactor) {
-			if err := r.Reserve(1); err != nil {
-				t.Error(err)
-			}
-			file = r.AddFile(fd)
-			io.File = file
-			r.SubmitIO(&io)
-			r.Overlap(&o)
-			r.Overlap(&o)
-			if runs != 0 {
-				t.Error("Overlap ran it at once")
-			}
-		})
-		await(t, done, "the overlaps")
-		await(t, wrote, "the write")
-		run(t, r, func(r *Reactor) {
-			if runs != 3 {
-				t.Errorf("ran %d times, want 3", runs)
-			}
-			r.RemoveFile(file)
-			r.Release(1)
-		})
-	})
-}
-
 func TestPollersRunEveryTurn(t *testing.T) {
 	each(t, func(t *testing.T, c Config) {
 		r := begin(t, c)

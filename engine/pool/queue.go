@@ -133,12 +133,6 @@ type piece struct {
 	index   uint32 // of the region
 	block   uint32 // in the region
 	inPlace bool   // the blocks were mapped here before
-
-	// Of a long write: its checksums are computed while the disk has it.
-	sumLater reactor.Deferred
-	summing  bool // asked for, and the disk has not ended
-	summed   bool // sums has those of all blocks
-	sums     [clusterBlocks]uint32
 }
 
 func (v *volume) openQueue(r *reactor.Reactor, depth int) (*queue, error) {
@@ -179,7 +173,6 @@ func (v *volume) openQueue(r *reactor.Reactor, depth int) (*queue, error) {
 		c.q, c.own = q, i < depth
 		c.req.Tag = uint32(i)
 		c.req.Done = func(*datapath.Request) { c.step(c) }
-		c.sumLater.Func = c.sum
 		if !c.own {
 			q.free = append(q.free, c)
 		}
@@ -444,7 +437,6 @@ func (q *queue) takePiece(s *slot) *piece {
 	}
 	c.s, c.done, c.tries, c.bounce, c.part, c.loader, c.err = s, 0, 0, nil, nil, nil, nil
 	c.locked, c.spaced, c.region, c.inPlace = false, 0, nil, false
-	c.summing, c.summed = false, false
 	s.pieces++
 	return c
 }

@@ -219,31 +219,10 @@ func (c *piece) send() {
 	}
 	d, offset := c.q.p.address(c.cluster)
 	c.toDisk()
-	c.summing = c.count >= sumLaterBlocks
-	if c.summing {
-		c.q.r.Overlap(&c.sumLater)
-	}
 	c.submit(datapath.OpWrite, flags, d, offset+uint64(c.first)*blockSize, c.buf, (*piece).sent)
 }
 
-// sumLaterBlocks is from how many blocks on checksums are computed while the disk
-// writes: 3 µs. For less the detour does not pay.
-const sumLaterBlocks = 8
-
-// sum computes the checksums of a write that the disk has. Whose write it was may have
-// ended, or another begun: it does no harm to either.
-func (c *piece) sum() {
-	if !c.summing {
-		return
-	}
-	for i := range c.count {
-		c.sums[i] = checksum(c.buf[i*blockSize:][:blockSize])
-	}
-	c.summed = true
-}
-
 func (c *piece) sent() {
-	c.summing = false
 	next := datapath.StageFinish
 	if s := c.s; s.pieces > 1 || s.next < s.end {
 		next = datapath.StageMetadata
@@ -262,11 +241,7 @@ func (c *piece) sent() {
 	}
 	page := c.region.page.Load()
 	for i := range c.count {
-		sum := c.sums[i]
-		if !c.summed {
-			sum = checksum(c.buf[i*blockSize:][:blockSize])
-		}
-		page.sums[c.block+c.first+i].Store(sum)
+		page.sums[c.block+c.first+i].Store(checksum(c.buf[i*blockSize:][:blockSize]))
 	}
 	// Only now can a read find the blocks here.
 	l := c.q.v.head.Load()
