@@ -301,8 +301,9 @@ func (p *Pool) lookAhead(w *commitWork) {
 				}
 			case regionClean:
 				fresh = false
-				if g.page.Load() != nil && g.state.Load()&(regionUntrusted|regionIsDirty) == 0 &&
+				if z.disk != nil && g.state.Load()&(regionUntrusted|regionIsDirty) == 0 &&
 					p.alloc.empty(z.index, i*regionClusters, regionClusters) {
+					p.installEmpty(g)
 					add(index, regionClean)
 				}
 			default:

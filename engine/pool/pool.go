@@ -322,6 +322,16 @@ func (p *Pool) installFresh(g *region, z *zone, index uint32) bool {
 	return true
 }
 
+// installEmpty gives a clean region without data a page, without a look at the one on
+// disk: no checksum in it is of any block. The page is stored, when it is, as a newer one
+// than that: each of those before was told to the journal, and so had a number below the
+// journal's. Committer, with sumsMu held.
+func (p *Pool) installEmpty(g *region) {
+	if g.page.Load() == nil && g.page.CompareAndSwap(nil, &sumPage{stamp: p.journal.next.Load()}) {
+		p.sumPages.Add(1)
+	}
+}
+
 // installSums makes the page read into b that of the region, unless another was
 // faster. seen is the region's version before the read: where it was written since,
 // nothing is installed, and the caller reads again. Any thread.
