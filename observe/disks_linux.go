@@ -285,15 +285,25 @@ func (k *kernel) inFlight(n Number) func(operation string) uint64 {
 // timesRequests reports whether the kernel itself notes when each request of a disk
 // began, as it does unless somebody has switched the statistics of a disk off. The
 // programs then need not note it: with a scheduler, that would be half as much again
-// for every request.
+// for every request. What has no size (a loop device without a file) or no requests
+// (zram, md) does not count.
 func (k *kernel) timesRequests() bool {
-	files, _ := filepath.Glob(filepath.Join(k.root, "sys/block/*/queue/iostats")) // the pattern is good
-	for _, name := range files {
-		if b, err := os.ReadFile(name); err != nil || strings.TrimSpace(string(b)) != "1" {
+	disks, _ := filepath.Glob(filepath.Join(k.root, "sys/block/*")) // the pattern is good
+	found := false
+	for _, disk := range disks {
+		if size, err := os.ReadFile(filepath.Join(disk, "size")); err != nil || strings.TrimSpace(string(size)) == "0" {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(disk, "mq")); err != nil {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(disk, "queue/iostats"))
+		if err != nil || strings.TrimSpace(string(b)) != "1" {
 			return false
 		}
+		found = true
 	}
-	return len(files) > 0
+	return found
 }
 
 // rename gives a disk the name it has now, and reports whether it is there at all. A

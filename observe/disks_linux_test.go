@@ -375,6 +375,9 @@ func TestQueueTimeFromInsertions(t *testing.T) {
 	if err := os.WriteFile(queue+"iostats", []byte("0"), 0); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { // it would outlive the file
+		_ = os.WriteFile(queue+"iostats", []byte("1"), 0)
+	})
 	o := observing(t, Config{Groups: []string{GroupDisks}, Disks: []Number{number}})
 	const writes = 50
 	b := aligned(t, 4096)

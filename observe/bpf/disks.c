@@ -127,9 +127,6 @@ INLINE u32 kind_of(u32 flags)
 	return OP_NONE; /* of zones, and commands past the block layer */
 }
 
-/* hash_of takes 32 bits: of a pointer, the verifier lets no more be computed with. */
-INLINE u32 hash_of(u32 v) { return (v * 0x9e3779b1U) >> 12; }
-
 #define USED (1ULL << 63)
 #define PAUSED (1ULL << 62) /* its counts stay, and no more are added */
 

@@ -13,8 +13,10 @@ const volatile u32 process; /* as the first namespace counts */
 enum request_kind { KIND_READ, KIND_WRITE, KIND_SYNC, KIND_SOCKET, KIND_WAIT, KIND_COMMAND, KIND_OTHER, KINDS };
 
 struct submitted {
+	u64 request; /* its address; 0: nobody's. Who makes it that of a request owns the rest */
 	u64 begun; /* nanoseconds; 0: has ended */
 	u64 kind;
+	u64 unused[5]; /* a cache line each */
 };
 
 struct kind {
@@ -22,10 +24,16 @@ struct kind {
 	struct histogram time; /* by the complete program: to the first completion */
 };
 
+/* A plain array with a hash of ours, as the requests of disks have it (disks.c). A
+ * request keeps its slot, since io_uring uses the memory again; another may have it when
+ * that has ended. */
+#define SLOTS 16384
+#define PROBES 2
+
 struct {
-	NUMBER(type, BPF_MAP_TYPE_LRU_HASH);
-	NUMBER(max_entries, 16384);
-	TYPE(key, u64); /* address of the request; io_uring uses the memory again */
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, SLOTS);
+	TYPE(key, u32);
 	TYPE(value, struct submitted);
 } requests SEC(".maps");
 
@@ -73,11 +81,47 @@ INLINE u32 kind_of(u8 opcode)
 	return KIND_OTHER;
 }
 
+INLINE struct submitted *slot_at(u32 slot)
+{
+	slot &= SLOTS - 1;
+	return map_lookup(&requests, &slot);
+}
+
+INLINE struct submitted *slot_of(u64 request)
+{
+	u32 first = hash_of(request);
+
+	for (u32 i = 0; i < PROBES; i++) {
+		struct submitted *s = slot_at(first + i);
+
+		if (s && s->request == request)
+			return s;
+	}
+	return NULL;
+}
+
+/* claim gives a request a slot that is free, or whose request has ended. */
+INLINE struct submitted *claim(u64 request)
+{
+	u32 first = hash_of(request);
+
+	for (u32 i = 0; i < PROBES; i++) {
+		struct submitted *s = slot_at(first + i);
+		u64 whose;
+
+		if (!s || s->begun)
+			continue;
+		whose = s->request;
+		if (__sync_val_compare_and_swap(&s->request, whose, request) == whose)
+			return s;
+	}
+	return NULL;
+}
+
 INLINE int submit(u64 *ctx)
 {
 	struct io_kiocb *request = (void *)ctx[0];
-	u64 address = (u64)request;
-	struct submitted *known;
+	struct submitted *s;
 	struct kind *k;
 	u32 kind;
 
@@ -88,14 +132,12 @@ INLINE int submit(u64 *ctx)
 	if (!k)
 		return 0;
 	k->submitted++;
-	known = map_lookup(&requests, &address);
-	if (known) {
-		known->kind = kind;
-		known->begun = clock_ns();
-	} else {
-		struct submitted new = {.begun = clock_ns(), .kind = kind};
-
-		map_update(&requests, &address, &new, BPF_ANY);
+	s = slot_of((u64)request);
+	if (!s)
+		s = claim((u64)request);
+	if (s) { /* else its time will not be known */
+		s->kind = kind;
+		s->begun = clock_ns();
 	}
 	return 0;
 }
@@ -116,8 +158,7 @@ int io_uring_submit_sqe(u64 *ctx)
 SEC("tp_btf/io_uring_complete")
 int io_uring_complete(u64 *ctx)
 {
-	u64 address = ctx[1];
-	struct submitted *s = map_lookup(&requests, &address);
+	struct submitted *s = slot_of(ctx[1]);
 	struct kind *k;
 	u32 kind;
 

@@ -26,9 +26,11 @@ type RingsKind struct {
 }
 
 type RingsSubmitted struct {
-	_     structs.HostLayout
-	Begun uint64
-	Kind  uint64
+	_       structs.HostLayout
+	Request uint64
+	Begun   uint64
+	Kind    uint64
+	Unused  [5]uint64
 }
 
 // Names of all BPF objects in the ELF.
