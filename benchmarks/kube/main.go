@@ -110,7 +110,7 @@ func (b *bench) inPod(ctx context.Context, stdin string, command ...string) ([]b
 func run(ctx context.Context, o options) (err error) {
 	b := &bench{o}
 	var text bytes.Buffer
-	values := map[string]any{"Class": o.class, "Node": o.node, "VolumeMiB": o.sizeMiB*5/4 + 256}
+	values := map[string]any{"Class": o.class, "Node": o.node, "VolumeMiB": o.sizeMiB*2 + 256}
 	if err := template.Must(template.New("").Parse(objects)).Execute(&text, values); err != nil {
 		return err
 	}
