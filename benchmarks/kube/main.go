@@ -110,7 +110,7 @@ func (b *bench) inPod(ctx context.Context, stdin string, command ...string) ([]b
 func run(ctx context.Context, o options) (err error) {
 	b := &bench{o}
 	var text bytes.Buffer
-	values := map[string]any{"Class": o.class, "Node": o.node, "VolumeMiB": o.sizeMiB*2 + 256}
+	values := map[string]any{"Class": o.class, "Node": o.node, "VolumeMiB": o.sizeMiB*5/4 + 256}
 	if err := template.Must(template.New("").Parse(objects)).Execute(&text, values); err != nil {
 		return err
 	}
@@ -179,7 +179,7 @@ func (b *bench) profile(ctx context.Context, name string) (*harness.Result, erro
 				w := where[(order+round)%len(where)]
 				at := harness.RunResult{Case: c.Name, Peer: w.name, Round: round, Order: order, Started: time.Now().UTC(), Load1: harness.ReadHost("").Load1}
 				out, err := b.inPod(ctx, job, "fio", "--output-format=json", "--eta=never", "--ioengine=libaio",
-					"--filename="+w.dir+"/file", fmt.Sprintf("--size=%dM", b.sizeMiB), "-")
+					"--filename="+w.dir+"/file", fmt.Sprintf("--filesize=%dM", b.sizeMiB), "-") // not --size: jobs with an offset would make the file longer
 				if err != nil {
 					return nil, fmt.Errorf("%s on %s: %w", c.Name, w.name, err)
 				}
