@@ -543,7 +543,10 @@ func (a *nbdAttachment) resize(ctx context.Context) error {
 func (a *nbdAttachment) detach(ctx context.Context, force bool) error {
 	a.cancel()
 	<-a.kept
-	err := a.driver.Disconnect(ctx, a.index, attach.DisconnectOptions{Force: force})
+	err := a.failed
+	if !errors.Is(err, attach.ErrNotAttached) { // else the number may be another program's device by now
+		err = a.driver.Disconnect(ctx, a.index, attach.DisconnectOptions{Force: force})
+	}
 	if err != nil && !errors.Is(err, attach.ErrNotAttached) {
 		a.keep()
 		var busy *attach.BusyError
