@@ -20,7 +20,7 @@ type jobList struct {
 	next    uint64 // guarded by mu
 	all     []*job // guarded by mu; by id
 	running sync.WaitGroup
-	stopped atomic.Bool
+	stopped atomic.Bool // set with mu
 }
 
 // job is one piece of long work.
@@ -89,8 +89,25 @@ func (j *job) snapshot() Job {
 	return i
 }
 
-// stop tells running jobs to end; wait waits until they have.
-func (l *jobList) stop() { l.stopped.Store(true) }
+// start runs f on a goroutine of its own, which wait waits for; false: jobs have been
+// told to end, and f is not run.
+func (l *jobList) start(f func()) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stopped.Load() {
+		return false
+	}
+	l.running.Go(f)
+	return true
+}
+
+// stop tells running jobs to end, and lets none begin; wait waits until they have.
+func (l *jobList) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stopped.Store(true)
+}
+
 func (l *jobList) wait() { l.running.Wait() }
 
 // endAll ends what is left, so that nobody waits for it.

@@ -21,13 +21,10 @@ func (p *Pool) startMerging() {
 	p.merging.Lock()
 	defer p.merging.Unlock()
 	p.merging.again = true
-	if p.merging.running || p.jobs.stopped.Load() || p.config.ReadOnly {
+	if p.merging.running || p.config.ReadOnly {
 		return
 	}
-	p.merging.running = true
-	p.jobs.running.Add(1)
-	go func() { // ends with jobs.stop
-		defer p.jobs.running.Done()
+	p.merging.running = p.jobs.start(func() { // ends with jobs.stop
 		for {
 			p.merging.Lock()
 			if !p.merging.again {
@@ -41,7 +38,7 @@ func (p *Pool) startMerging() {
 				p.log.Error("merge", "pool", p.name, "error", err)
 			}
 		}
-	}()
+	})
 }
 
 // mergeAll merges or removes every hidden layer that has less than two children.
@@ -122,11 +119,9 @@ func (p *Pool) startFreeing(l *layer, j *job) {
 		p.freeLayer(l, j)
 		return
 	}
-	p.jobs.running.Add(1)
-	go func() { // ends by itself; memory only
-		defer p.jobs.running.Done()
+	if !p.jobs.start(func() { p.freeLayer(l, j) }) { // ends by itself; memory only
 		p.freeLayer(l, j)
-	}()
+	}
 }
 
 func (p *Pool) freeLayer(l *layer, j *job) {

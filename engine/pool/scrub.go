@@ -33,12 +33,11 @@ func (p *Pool) Scrub(rate uint64) (Job, error) {
 	}
 	s.job = p.jobs.begin(p, JobScrub, p.name, p.Info().Allocated)
 	s.stop = make(chan struct{})
-	p.jobs.running.Add(1)
 	j, stop := s.job, s.stop
-	go func() { // ends with stop, or jobs.stop
-		defer p.jobs.running.Done()
-		j.end(p.runScrub(j, stop, rate))
-	}()
+	if !p.jobs.start(func() { j.end(p.runScrub(j, stop, rate)) }) { // ends with stop, or jobs.stop
+		j.end(errClosing)
+		return j.snapshot(), fmt.Errorf("pool %s: %w: %w", p.name, errClosing, ErrStopped)
+	}
 	return j.snapshot(), nil
 }
 
