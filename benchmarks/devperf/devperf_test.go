@@ -173,7 +173,7 @@ func measureFor(t *testing.T, arguments ...string) (out struct {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, err := openNBD(o.uri, o.structured)
+	target, err := open(o, nil)
 	if err != nil {
 		out.err = err
 		return out
@@ -274,7 +274,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	}
 	needLinux(t)
 	for _, uri := range []string{"http://h", "nbd+unix:///x", "%"} {
-		if _, err := openNBD(uri, false); err == nil {
+		if _, err := openNBD(uri, false, 0); err == nil {
 			t.Errorf("%s accepted", uri)
 		}
 	}

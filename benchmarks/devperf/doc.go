@@ -8,8 +8,11 @@
 // after the start. Payload is thrown away unseen: correctness is the business
 // of fio's verify profile.
 //
+// The other load is straight on a device of this process (--device): a reactor
+// and a queue per job, with no export, socket or second process between. What an
+// export costs is the difference of the two.
+//
 // What is sent (operations, offsets) and what is kept (latencies) come from
-// benchmarks/internal/load. A [target] opens one [driver] per job, and the NBD
-// client is the only pair of them so far; a load straight on a device is a
-// second pair and nothing else.
+// benchmarks/internal/load. A [target] opens one [driver] per job: one pair of
+// them is the NBD client, the other the device.
 package main

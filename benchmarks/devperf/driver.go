@@ -10,6 +10,7 @@ import (
 type target interface {
 	Size() uint64                                      // bytes
 	Open(p load.Pattern, jobIndex int) (driver, error) // one per job
+	Close() error                                      // after all drivers
 }
 
 // driver carries the requests of one job.

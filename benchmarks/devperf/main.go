@@ -19,6 +19,10 @@ import (
 // options are the flags of one run.
 type options struct {
 	uri        string
+	device     string
+	pools      string
+	poll       string
+	spin       time.Duration
 	op         string
 	readShare  int
 	block      units.Size
@@ -37,6 +41,7 @@ type options struct {
 const (
 	runtimeMax = time.Hour
 	drainMax   = replyMax + 2*wakeUp // after the end of a run; then the run failed
+	spinMax    = time.Millisecond
 )
 
 func main() {
@@ -53,18 +58,24 @@ func parse(arguments []string) (options, load.Pattern, error) {
 	o := options{block: 4096}
 	f := flag.NewFlagSet("devperf", flag.ContinueOnError)
 	f.Usage = func() {
-		fmt.Fprint(f.Output(), "usage: devperf --uri nbd+unix:///EXPORT?socket=PATH [flags]\n\n"+
-			"Loads an NBD export with batched requests and prints what it sustained.\n"+
-			"randwrite, write and randrw overwrite the export.\n\n")
+		fmt.Fprint(f.Output(), "usage: devperf --uri nbd+unix:///EXPORT?socket=PATH [flags]\n"+
+			"       devperf --device null:SIZE|mem:SIZE|PATH [flags]\n"+
+			"       devperf --device volume:NAME --pool DISK[,DISK...] [flags]\n\n"+
+			"Loads an NBD export, or a device in this process without any export, with batched\n"+
+			"requests and prints what it sustained. randwrite, write and randrw overwrite it.\n\n")
 		f.PrintDefaults()
 	}
 	f.StringVar(&o.uri, "uri", "", "the export: nbd+unix:///EXPORT?socket=PATH or nbd://HOST:PORT/EXPORT")
+	f.StringVar(&o.device, "device", "", "the device: null:SIZE, mem:SIZE, the path of a file or disk, or volume:NAME")
+	f.StringVar(&o.pools, "pool", "", "of volume:NAME: the disks of its pool, which no daemon has open")
+	f.StringVar(&o.poll, "poll", "auto", "how the reactors of --device wait: auto, busy or off")
+	f.DurationVar(&o.spin, "spin", 100*time.Microsecond, "on --uri: look for replies so long before sleeping until one comes; 0 sleeps at once")
 	f.StringVar(&o.op, "op", "randread", "randread, randwrite, randrw, read, write, or none: stay connected and idle")
 	f.IntVar(&o.readShare, "read-percent", 50, "share of reads of randrw")
 	f.Var(&o.block, "block", "length of a request")
 	f.Var(&o.size, "size", "use only so much of the export (default all)")
 	f.IntVar(&o.depth, "depth", 32, "requests in flight per connection")
-	f.IntVar(&o.jobs, "connections", 1, "connections, each with a thread of its own")
+	f.IntVar(&o.jobs, "connections", 1, "connections, or queues of a device, each with a thread of its own")
 	f.IntVar(&o.flushEvery, "flush-every", 0, "a flush after so many writes (default none)")
 	f.DurationVar(&o.ramp, "ramp", time.Second, "load before the measurement")
 	f.DurationVar(&o.runtime, "runtime", 5*time.Second, "measurement")
@@ -93,8 +104,16 @@ func parse(arguments []string) (options, load.Pattern, error) {
 	switch {
 	case f.NArg() > 0:
 		return o, p, fmt.Errorf("unexpected argument %q; the export is given by --uri", f.Arg(0))
-	case o.uri == "":
-		return o, p, errors.New("no export: give --uri nbd+unix:///EXPORT?socket=PATH")
+	case o.uri == "" && o.device == "":
+		return o, p, errors.New("no export: give --uri nbd+unix:///EXPORT?socket=PATH, or --device")
+	case o.uri != "" && o.device != "":
+		return o, p, errors.New("--uri and --device: one load has one of them")
+	case o.pools != "" && !strings.HasPrefix(o.device, "volume:"):
+		return o, p, errors.New("--pool belongs to --device volume:NAME")
+	case o.poll != "auto" && o.poll != "busy" && o.poll != "off":
+		return o, p, fmt.Errorf("poll %q: want auto, busy or off", o.poll)
+	case o.spin < 0 || o.spin > spinMax:
+		return o, p, fmt.Errorf("spin %v: want 0 to %v", o.spin, spinMax)
 	case o.runtime <= 0 || o.runtime > runtimeMax:
 		return o, p, fmt.Errorf("runtime %v: want above 0 and at most %v", o.runtime, runtimeMax)
 	case o.ramp < 0 || o.ramp > runtimeMax:
@@ -103,7 +122,19 @@ func parse(arguments []string) (options, load.Pattern, error) {
 	return o, p, nil
 }
 
-func run(arguments []string) error {
+// open opens what is to be loaded.
+func open(o options, cpus []int) (target, error) {
+	if o.device == "" {
+		return openNBD(o.uri, o.structured, o.spin)
+	}
+	var pools []string
+	if o.pools != "" {
+		pools = strings.Split(o.pools, ",")
+	}
+	return openDevice(o.device, pools, o.poll, cpus)
+}
+
+func run(arguments []string) (err error) {
 	o, p, err := parse(arguments)
 	if err != nil {
 		return err
@@ -112,10 +143,11 @@ func run(arguments []string) error {
 	if err != nil {
 		return err
 	}
-	t, err := openNBD(o.uri, o.structured)
+	t, err := open(o, cpus)
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, t.Close()) }()
 	if err := p.Check(t.Size()); err != nil {
 		return err
 	}

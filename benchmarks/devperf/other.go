@@ -2,10 +2,15 @@
 
 package main
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
-func openNBD(string, bool) (target, error) {
-	return nil, errors.New("devperf: not supported (needs Linux)")
-}
+var errNotLinux = errors.New("not supported (needs Linux)")
+
+func openNBD(string, bool, time.Duration) (target, error)        { return nil, errNotLinux }
+func openDevice(string, []string, string, []int) (target, error) { return nil, errNotLinux }
+
 func pinThread([]int) error { return nil }
 func cpuSeconds() float64   { return 0 }

@@ -87,7 +87,7 @@ var policy = []row{
 	{"cmd/...", [][]string{base, waist, devices, {"internal/daemon", "internal/background", "internal/report", "internal/doctor", "control/...", "csi/...", "nbd/...", "ublk/...", "fuse/...", "observe/...", "benchmarks/...", "tools/..."}},
 		"a command line names what it wants; the daemon joins stores and exports"},
 
-	{"benchmarks/...", [][]string{base, waist, devices, {"benchmarks/...", "nbd/...", "ublk/...", "control/...", "internal/testenv", "tools/fio-profiles"}},
+	{"benchmarks/...", [][]string{base, waist, devices, {"benchmarks/...", "nbd/...", "ublk/...", "control/...", "engine/pool", "internal/testenv", "tools/fio-profiles"}},
 		"a rig outside the product, measured through public doors"},
 	{"tools/metricsdoc", [][]string{{"internal/daemon"}}, "it writes the page of what the daemon registers"},
 	{"tools/...", [][]string{base, {"tools/..."}}, "tools of the repository, not of the product"},

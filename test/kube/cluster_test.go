@@ -7,14 +7,24 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"text/template"
 	"time"
 )
 
+// slow is how many times longer than usual to wait; KUBE_SLOW says so in an emulated machine.
+var slow = func() time.Duration {
+	n, err := strconv.ParseUint(os.Getenv("KUBE_SLOW"), 10, 8)
+	if err != nil || n == 0 {
+		return 1
+	}
+	return time.Duration(n)
+}()
+
 // patience bounds every wait for one thing: nodes that share two busy CPUs are slow.
-const patience = 4 * time.Minute
+var patience = 4 * time.Minute * slow
 
 // cluster is the one that cluster/up.sh started.
 type cluster struct {
@@ -80,7 +90,7 @@ func (c cluster) apply(text string, values any) {
 // until waits for a condition that says what it sees.
 func (c cluster) until(what string, condition func() (bool, string)) {
 	c.t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(300 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(300 * time.Millisecond * slow) {
 		ok, seen := condition()
 		if ok {
 			return

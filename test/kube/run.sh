@@ -7,6 +7,8 @@
 #   KUBE_CACHE=DIR  what is downloaded and built, kept: default /var/cache/ashlar-kube
 #   KUBE_RUN=DIR    state of the cluster: default /var/tmp/ashlar-kube
 #   KUBE_NODES=N    nodes, default 3
+#   KUBE_SLOW=N     wait N times as long as usual for things to happen
+#   KUBE_TEST=FILE  these tests, compiled, instead of `go test`; all else must be built
 #   KUBE_BENCH=1    run benchmarks/kube after the tests, with the options $BENCHFLAGS
 #
 # bin/ashlar-image.tar must have been built (make image).
@@ -17,8 +19,10 @@ begin=$SECONDS
 lap() { printf 'test-kube: %-36s %4d s\n' "$1" $((SECONDS - begin)); begin=$SECONDS; }
 cluster/needs.sh
 [ -e "$ROOT/bin/ashlar-image.tar" ] || die "bin/ashlar-image.tar is missing; run make image"
-cluster/build.sh
-lap "downloaded and built (kept)"
+if [ -z "${KUBE_TEST-}" ]; then
+  cluster/build.sh
+  lap "downloaded and built (kept)"
+fi
 finish() {
   status=$?
   begin=$SECONDS
@@ -34,7 +38,12 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 cluster/up.sh "$ROOT/bin/ashlar-image.tar"
 lap "cluster up"
-HELM=$BIN/helm ASHLAR_KUBE=1 CGO_ENABLED=0 go test -count=1 -timeout 60m -v "$@" .
+export HELM=$BIN/helm ASHLAR_KUBE=1
+if [ "${KUBE_TEST-}" ]; then
+  "$KUBE_TEST" -test.timeout 60m -test.v "${@/#-/-test.}"
+else
+  CGO_ENABLED=0 go test -count=1 -timeout 60m -v "$@" .
+fi
 lap "tests"
 if [ "${KUBE_BENCH-}" ]; then
   (cd "$ROOT" && go run ./benchmarks/kube --kubectl test/kube/cluster/kubectl --output benchmarks/results ${BENCHFLAGS-})

@@ -22,7 +22,8 @@
 #               host's 127.0.0.1:P; nothing else of the host can be reached
 #   -u PORT=SOCKET  10.0.2.100:PORT (name "relay") in the guest is the host's unix socket
 #               SOCKET; implies -N; needs socat (repeatable)
-#   -K N        add N virtio disks /dev/vda.. of 1 GiB each (sparse, discarded at the end)
+#   -K N[:SIZE] add N virtio disks /dev/vda.. of SIZE, default 1G, each (sparse files in /tmp,
+#               discarded at the end)
 #   -a "TEXT"   more kernel command line (e.g. "panic_on_warn=1 slub_debug=FZ")
 #   -e NAME     environment variable to pass on (repeatable; PATH and HOME always are)
 #   -k          print the guest kernel's messages on stderr at the end
@@ -45,7 +46,7 @@ me=${0##*/}
 die() { echo "$me: $*" >&2; exit 125; }
 usage() { sed -n '2,/^set -u/{/^set -u/d;s/^# \{0,1\}//;p}' "$0"; exit "${1:-0}"; }
 
-release=${VM_RELEASE:-bookworm} limit=300 mem=2G cpus=2 mods='nbd ublk_drv' net= disks=0 append= kmsg= text= have_text=
+release=${VM_RELEASE:-bookworm} limit=300 mem=2G cpus=2 mods='nbd ublk_drv' net= disks=0 disksize=1G append= kmsg= text= have_text=
 rw=() relay=() envs=(PATH HOME)
 while getopts 'r:t:m:j:w:M:Nu:K:a:e:kc:h' o; do
   case $o in
@@ -57,7 +58,7 @@ while getopts 'r:t:m:j:w:M:Nu:K:a:e:kc:h' o; do
     M) mods=$OPTARG ;;
     N) net=1 ;;
     u) relay+=("$OPTARG"); net=1 ;;
-    K) disks=$OPTARG ;;
+    K) disks=${OPTARG%%:*}; case $OPTARG in *:*) disksize=${OPTARG#*:} ;; esac ;;
     a) append=$OPTARG ;;
     e) envs+=("$OPTARG") ;;
     k) kmsg=1 ;;
@@ -237,7 +238,7 @@ chmod +x "$W/s/init"
 
 # ---- the host side, in a pid and mount namespace of its own -------------------------
 cat >"$W/host" <<'HOST'
-W=$1 mem=$2 cpus=$3 net=$4 disks=$5 kernel=$6 initrd=$7 append=$8; shift 8
+W=$1 mem=$2 cpus=$3 net=$4 disks=$5 disksize=$6 kernel=$7 initrd=$8 append=$9; shift 9
 mount -t proc proc /proc
 PATH=$PATH:/usr/lib/qemu
 dev=() n=0
@@ -258,7 +259,7 @@ else
   dev+=(-nic none)
 fi
 for ((i = 0; i < disks; i++)); do
-  truncate -s 1G "$W/disk$i"
+  truncate -s "$disksize" "$W/disk$i"
   dev+=(-drive "if=virtio,format=raw,discard=unmap,cache=unsafe,file=$W/disk$i")
 done
 qemu-system-x86_64 -accel tcg,thread=multi -cpu max -M q35,usb=off,sata=off,hpet=off -m "$mem" -smp "$cpus" \
@@ -276,7 +277,7 @@ end=$((SECONDS + limit))
 for try in 1 2; do
   rm -f "$W"/v* "$W"/disk*
   timeout -s KILL $((end - SECONDS)) unshare --pid --fork --kill-child=KILL --mount \
-    bash "$W/host" "$W" "$mem" "$cpus" "$net" "$disks" "$kernel" "$C/initrd.img" "$append" \
+    bash "$W/host" "$W" "$mem" "$cpus" "$net" "$disks" "$disksize" "$kernel" "$C/initrd.img" "$append" \
     ${rw[@]+"${rw[@]}"} -- ${relay[@]+"${relay[@]}"} &
   nspid=$!
   tail -q -s 0.02 --pid=$nspid -c +1 -f "$W/s/out" & out=$!

@@ -4,6 +4,7 @@ ROOT=$(cd "$HERE/../../.." && pwd)
 CACHE=${KUBE_CACHE:-/var/cache/ashlar-kube}  # what build.sh makes; kept
 RUN=${KUBE_RUN:-/var/tmp/ashlar-kube}        # state of a running cluster; down.sh removes it
 NODES=${KUBE_NODES:-3}
+SLOW=${KUBE_SLOW:-1}    # how many times longer than usual to wait: an emulated machine is slow
 
 BIN=$CACHE/bin          # Kubernetes and sidecars
 DEB=$CACHE/deb          # unpacked Debian packages: etcd, containerd, runc, CNI plugins
@@ -20,7 +21,7 @@ log() { printf '%s %s\n' "$(date +%T.%1N)" "$*"; }
 die() { echo "test-kube: $*" >&2; exit 1; }
 # until_ok SECONDS COMMAND...: repeat a command until it succeeds
 until_ok() {
-  local end=$((SECONDS + $1)); shift
+  local end=$((SECONDS + $1 * SLOW)); shift
   until "$@" >/dev/null 2>&1; do
     [ $SECONDS -lt $end ] || { log "gave up waiting for: $*"; return 1; }
     sleep 0.3
