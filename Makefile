@@ -183,7 +183,7 @@ test-vm-new: .make/vm build ## ublk devices of the newest Linux that Debian has,
 .PHONY: test-powerfail
 test-powerfail: .make/powerfail build ## power failures under ext4 and xfs in User Mode Linux, and kill -9 of the node (root; ASHLAR_TEST_LONG=1)
 	@[ "$$(id -u)" = 0 ] || { echo 'make: test-powerfail needs root; run: sudo make test-powerfail' >&2; exit 1; }
-	CGO_ENABLED=0 ASHLAR_INTEROP=1 ASHLAR_TARGET='interop test-root test-uml' $(GO) test -count=1 -timeout $(if $(ASHLAR_TEST_LONG),90m,20m) -v $(TESTFLAGS) ./test/powerfail/...
+	CGO_ENABLED=0 ASHLAR_INTEROP=1 ASHLAR_TARGET='interop test-root test-uml' $(GO) test -count=1 -timeout $(if $(ASHLAR_TEST_LONG),150m,20m) -v $(TESTFLAGS) ./test/powerfail/...
 
 .PHONY: test-docs
 test-docs: .make/run build ## run the commands of README.md and docs/ that are marked for it; see test/docs/doc.go (root)

@@ -79,6 +79,10 @@ overwritten only with --yes.`,
   # An export that runs already, with a profile of one's own
   ashlar bench --profile my.fio --yes 'nbd+unix:///?socket=/run/vol1.sock'
 
+  # Beside an iSCSI target, which only qemu-img reaches (Debian packages tgt, qemu-block-extra)
+  ashlar bench --profile bars --only randread-4k-qd32 --client qemu-img --against tgt,nbdkit-16 \
+      --size 1GiB /dev/shm/bench.img
+
   # The server's ceiling, with the batching client
   ashlar bench --profile bars --only randread-4k-qd32 --client devperf null:64GiB
 

@@ -17,10 +17,8 @@ import (
 
 const (
 	replaySteps  = 90
-	replayFirst  = 16 // points from the first on, and then others
+	replayFirst  = 16 // points from the first on, and then others at random; every one in long runs
 	replayOthers = 24
-	longFirst    = 60
-	longOthers   = 240
 
 	thorough = 8 // every so many points, the check reads all data too, after an orderly end
 
@@ -121,7 +119,7 @@ func (r *replay) points(log *writelog.Log) (picked []point, all int) {
 	all = len(points)
 	first, others := replayFirst, replayOthers
 	if long() {
-		first, others = longFirst, longOthers
+		first = all
 	}
 	rest := points[min(first, all):]
 	picked = slices.Clone(points[:all-len(rest)])
