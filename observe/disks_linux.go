@@ -43,14 +43,46 @@ func (o *Observer) disksGroup() *group {
 			spec.Maps[bpf.DisksMapNames].MaxEntries = n
 			return spec.Variables[bpf.DisksVarPlacesMask].Set(n - 1)
 		},
-		spare: func(spec *ebpf.CollectionSpec, k kernel) {
-			if k.timesRequests() {
+		spare: func(spec *ebpf.CollectionSpec, k kernel) error {
+			begins, issues := k.timesRequests()
+			if begins {
 				delete(spec.Programs, bpf.DisksProgBlockRqInsert)
 			}
+			o.timed = begins && issues && !o.untimed
+			if !o.timed {
+				return nil
+			}
+			delete(spec.Programs, bpf.DisksProgBlockRqIssue)
+			spec.Maps[bpf.DisksMapFlights].MaxEntries = 1 // nobody looks at it
+			return spec.Variables[bpf.DisksVarKernelTimes].Set(uint32(1))
 		},
 		required: [][]string{{bpf.DisksProgBlockRqIssue}, {bpf.DisksProgBlockRqComplete}},
 		arm:      func() error { return o.setDisksLocked(o.disks) },
+		keep:     []string{bpf.DisksMapOperations, bpf.DisksMapPlaces, bpf.DisksMapNames, bpf.DisksMapWatched},
 	}
+}
+
+// keepTimesLocked lets the programs keep the times of requests themselves from here on,
+// when the kernel was to do that and some requests had none: of a disk that came later,
+// or whose statistics were switched off. What was counted stays; requests that are under
+// way meanwhile are not counted.
+func (o *Observer) keepTimesLocked() {
+	g := o.group(GroupDisks)
+	if g.collection == nil || !o.timed {
+		return
+	}
+	var seen uint32
+	if err := g.collection.Variables[bpf.DisksVarUntimed].Get(&seen); err != nil || seen == 0 {
+		return // without the variable, times stay missing
+	}
+	o.untimed = true
+	o.config.Log.Info("the kernel has no times for some requests: the programs keep them from here on", "what", g.name)
+	types, err := o.kernel.load()
+	if err != nil {
+		g.fail(err)
+		return
+	}
+	o.load(g, types)
 }
 
 func (n Number) device() uint32        { return n.Major<<20 | n.Minor }
@@ -210,10 +242,16 @@ func (o *Observer) readDisks(g *group, s *Snapshot) error {
 			continue
 		}
 		inFlight := o.kernel.inFlight(disk.Number)
+		if o.timed {
+			setDepths(disk.Operations, inFlight)
+		}
 		for i := range disk.Operations {
 			d := &disk.Operations[i]
-			d.Depth = min(d.Depth, inFlight(d.Operation))
-			d.Count = max(d.Count-d.Depth, o.counted[countedKey{disk.Number, d.Operation}]) // a count never goes back
+			if !o.timed {
+				d.Depth = min(d.Depth, inFlight(d.Operation))
+				d.Count -= d.Depth
+			}
+			d.Count = max(d.Count, o.counted[countedKey{disk.Number, d.Operation}]) // a count never goes back
 			o.counted[countedKey{disk.Number, d.Operation}] = d.Count
 			s.Missed += d.Count - min(d.Count, d.Service.Count())
 			disk.Depth += d.Depth
@@ -230,6 +268,23 @@ func (o *Observer) readDisks(g *group, s *Snapshot) error {
 	return nil
 }
 
+// setDepths says how many requests the driver has, as the kernel counts them: reads,
+// and all others but flushes, which are taken for writes.
+func setDepths(operations []DiskOperation, inFlight func(operation string) uint64) {
+	for _, kinds := range [][]string{{"read"}, {"write", "discard", "write-zeroes"}} {
+		for _, kind := range kinds {
+			i := slices.IndexFunc(operations, func(d DiskOperation) bool { return d.Operation == kind })
+			if i < 0 {
+				continue
+			}
+			if n := inFlight(kind); n != math.MaxUint64 {
+				operations[i].Depth = n
+			}
+			break
+		}
+	}
+}
+
 // sumOperation adds up what each CPU counted. What the CPUs have is not read at one
 // moment, so the depth of a queue may be off by what happens meanwhile. Count is
 // what was issued: completed, or in flight.
@@ -240,6 +295,7 @@ func sumOperation(name string, cpus []operation) DiskOperation {
 		c := &cpus[i]
 		issued += c.Issued
 		requeued += c.Requeued
+		d.Requeues += c.HandedBack
 		done += c.Done
 		lost += c.Lost
 		d.Errors += c.Errors
@@ -251,7 +307,7 @@ func sumOperation(name string, cpus []operation) DiskOperation {
 		d.Queue.addRaw(c.Queue.Sum, &c.Queue.Counts)
 		d.Service.addRaw(c.Service.Sum, &c.Service.Counts)
 	}
-	d.Requeues = requeued
+	d.Requeues += requeued
 	d.Count = max(issued-min(issued, requeued), done+lost)
 	d.Depth = d.Count - done - lost
 	return d
@@ -282,14 +338,13 @@ func (k *kernel) inFlight(n Number) func(operation string) uint64 {
 	}
 }
 
-// timesRequests reports whether the kernel itself notes when each request of a disk
-// began, as it does unless somebody has switched the statistics of a disk off. The
-// programs then need not note it: with a scheduler, that would be half as much again
-// for every request. What has no size (a loop device without a file) or no requests
-// (zram, md) does not count.
-func (k *kernel) timesRequests() bool {
+// timesRequests reports whether the kernel itself notes of the requests of all disks
+// when they began, as it does unless somebody has switched the statistics of a disk off;
+// and when the driver got them, as writeback throttling makes it do (blk_stat_add_callback
+// in block/blk-stat.c). The programs then need not note it. What has no size (a loop
+// device without a file) or no requests (zram, md) does not count.
+func (k *kernel) timesRequests() (begins, issues bool) {
 	disks, _ := filepath.Glob(filepath.Join(k.root, "sys/block/*")) // the pattern is good
-	found := false
 	for _, disk := range disks {
 		if size, err := os.ReadFile(filepath.Join(disk, "size")); err != nil || strings.TrimSpace(string(size)) == "0" {
 			continue
@@ -297,13 +352,15 @@ func (k *kernel) timesRequests() bool {
 		if _, err := os.Stat(filepath.Join(disk, "mq")); err != nil {
 			continue
 		}
-		b, err := os.ReadFile(filepath.Join(disk, "queue/iostats"))
-		if err != nil || strings.TrimSpace(string(b)) != "1" {
-			return false
+		if b, err := os.ReadFile(filepath.Join(disk, "queue/iostats")); err != nil || strings.TrimSpace(string(b)) != "1" {
+			return false, false
 		}
-		found = true
+		b, err := os.ReadFile(filepath.Join(disk, "queue/wbt_lat_usec"))
+		throttled := err == nil && strings.TrimSpace(string(b)) != "0" // absent or unreadable: not set up
+		issues = throttled && (issues || !begins)
+		begins = true
 	}
-	return found
+	return begins, issues
 }
 
 // rename gives a disk the name it has now, and reports whether it is there at all. A
@@ -367,6 +424,9 @@ func (o *Observer) ServiceTime(major, minor uint32) (median time.Duration, ok bo
 		return s.median, s.median > 0
 	}
 	s.asked = now
+	if o.keepTimesLocked(); g.collection == nil {
+		return s.median, s.median > 0
+	}
 	var sum Histogram
 	places, err := readPlaces(g)
 	if err != nil {

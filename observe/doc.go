@@ -12,9 +12,9 @@
 // else goes on, and [Observer.Unobserved] says what is not seen and why.
 //
 // A request to a disk goes through two times that are counted apart. The queue time is
-// from its insertion into the queue of the disk (or, when it is handed straight to the
-// driver, from its beginning) to its issue to the driver; the service time from there
-// to its completion. How many were issued and are not completed is the depth.
+// from its beginning (or, where the kernel keeps no statistics of the disk, from its
+// insertion into the queue) to its issue to the driver; the service time from there to
+// its completion. How many were issued and are not completed is the depth.
 //
 // docs/internals/observe.md tells the rest: kernels, rights, costs, limits.
 package observe

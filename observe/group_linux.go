@@ -50,9 +50,10 @@ type group struct {
 	module   string                               // whose tracepoints they are; "": the kernel's own
 	spec     func() (*ebpf.CollectionSpec, error) // nil: there are no programs, and reason says why
 	prepare  func(*ebpf.CollectionSpec) error
-	spare    func(*ebpf.CollectionSpec, kernel) // takes out what is not needed on this host; may be nil
-	required [][]string                         // of each list, one program at least
-	arm      func() error                       // fills maps before the first event; may be nil
+	spare    func(*ebpf.CollectionSpec, kernel) error // takes out what is not needed on this host; may be nil
+	required [][]string                               // of each list, one program at least
+	arm      func() error                             // fills maps before the first event; may be nil
+	keep     []string                                 // maps that programs loaded anew go on with
 
 	collection *ebpf.Collection // nil: not loaded
 	links      []link.Link
@@ -78,7 +79,8 @@ func (g *group) unload() {
 	g.links, g.collection = nil, nil
 }
 
-// load brings the programs into the kernel and attaches them.
+// load brings the programs into the kernel and attaches them, instead of those that
+// were loaded before, if there are any.
 func (g *group) load(k kernel, types *btf.Spec) error {
 	g.waits = false
 	spec, err := g.spec()
@@ -95,11 +97,23 @@ func (g *group) load(k kernel, types *btf.Spec) error {
 		return err
 	}
 	if g.spare != nil {
-		g.spare(spec, k)
+		if err := g.spare(spec, k); err != nil {
+			return err
+		}
 	}
-	if g.collection, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: types}}); err != nil {
+	options := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: types}}
+	if g.collection != nil {
+		options.MapReplacements = make(map[string]*ebpf.Map)
+		for _, name := range g.keep {
+			options.MapReplacements[name] = g.collection.Maps[name]
+		}
+	}
+	collection, err := ebpf.NewCollectionWithOptions(spec, options)
+	if err != nil {
 		return err
 	}
+	g.unload()
+	g.collection = collection
 	if g.arm != nil {
 		if err := g.arm(); err != nil {
 			return err

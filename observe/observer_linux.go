@@ -32,6 +32,8 @@ type Observer struct {
 	disks      []Number // likewise; none: all
 	services   map[Number]*service
 	counted    map[countedKey]uint64 // requests that snapshots have reported
+	timed      bool                  // the kernel keeps the times of requests, and the programs read them
+	untimed    bool                  // it does not for some, so that the programs have to
 	serviceAge time.Duration         // how long an answer of ServiceTime is good
 	lastRetry  time.Time
 
@@ -155,6 +157,7 @@ func (o *Observer) Snapshot() *Snapshot {
 	defer o.mu.Unlock()
 	s := &Snapshot{Time: time.Now(), Started: o.started}
 	o.retryDriversLocked(s.Time)
+	o.keepTimesLocked()
 	for _, read := range []struct {
 		group string
 		into  func(*group, *Snapshot) error

@@ -1,6 +1,7 @@
 package observe
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -20,6 +21,58 @@ const patience = 60 * time.Second // for machines that are emulated, or busy
 
 // real is the kernel the tests run on.
 func real() kernel { return kernel{types: btf.LoadKernelSpec, root: "/"} }
+
+// keeping is the same kernel with one disk in its list: so the programs keep the times of
+// requests themselves, or leave it to the kernel.
+func keeping(t testing.TB, iostats, throttling string) kernel {
+	t.Helper()
+	k := real()
+	k.root = t.TempDir()
+	queue := filepath.Join(k.root, "sys/block/vda/queue")
+	err := errors.Join(os.MkdirAll(queue, 0o755), os.Mkdir(filepath.Join(queue, "../mq"), 0o755),
+		os.WriteFile(filepath.Join(queue, "../size"), []byte("2048\n"), 0o644),
+		os.WriteFile(filepath.Join(queue, "iostats"), []byte(iostats+"\n"), 0o644),
+		os.WriteFile(filepath.Join(queue, "wbt_lat_usec"), []byte(throttling+"\n"), 0o644))
+	for _, name := range []string{"dev", "class", "module"} {
+		err = errors.Join(err, os.Symlink("/sys/"+name, filepath.Join(k.root, "sys", name)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// bothWays runs a test of disks with the times of the kernel and with those of the
+// programs.
+func bothWays(t *testing.T, test func(*testing.T, func(Config) *Observer)) {
+	t.Helper()
+	for _, way := range []struct {
+		name, throttling string
+		timed            bool
+	}{{"times of the kernel", "2000", true}, {"times of the programs", "0", false}} {
+		t.Run(way.name, func(t *testing.T) {
+			testenv.RequireRoot(t)
+			testenv.RequireBPF(t)
+			if way.timed {
+				if b, err := os.ReadFile("/sys/block/loop0/queue/wbt_lat_usec"); err != nil || string(b) == "0\n" {
+					missing(t, "writeback throttling of loop devices")
+				}
+			}
+			var o *Observer
+			test(t, func(c Config) *Observer {
+				t.Helper()
+				o = with(t, c, keeping(t, "1", way.throttling))
+				if o.timed != way.timed {
+					t.Fatalf("the kernel keeps the times: %v", o.timed)
+				}
+				return o
+			})
+			if o != nil && o.timed != way.timed {
+				t.Error("requests without times were seen")
+			}
+		})
+	}
+}
 
 // observing starts an observer of some groups, which must load.
 func observing(t testing.TB, c Config) *Observer {

@@ -30,7 +30,7 @@ type Snapshot struct {
 	Rings      []Ring   // kinds of requests that were submitted
 	NBD        []NBDDevice
 	Unobserved []Unobserved
-	Missed     uint64 // events that the kernel did not report to the programs; some per mille on a busy CPU
+	Missed     uint64 // events that the programs did not count, and requests without times; some per mille on a busy CPU
 }
 
 // Number is the number of a block device.
@@ -56,11 +56,11 @@ type DiskOperation struct {
 	Count     uint64 // completed, with or without an error; a few may be without times
 	Errors    uint64
 	Bytes     uint64 // of those without an error
-	Depth     uint64 // requests the driver has now
+	Depth     uint64 // requests the driver has now; the kernel may have counted discards among writes
 	Merges    uint64
 	Requeues  uint64     // requests the driver handed back
 	Sizes     [16]uint64 // bucket i: up to 512 << i bytes; the last one: any more
-	Queue     Histogram  // from insertion to issue
+	Queue     Histogram  // from the beginning of a request to its issue
 	Service   Histogram  // from issue to completion
 }
 

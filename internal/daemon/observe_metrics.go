@@ -13,7 +13,7 @@ const sectionKernel = "The kernel (`serve --observe`)"
 const kernelFamily = family(sectionKernel)
 
 var (
-	metricDiskQueue    = kernelFamily.histogram("disk_queue_seconds", "How long requests to a disk waited, from their insertion into its queue to their issue to the driver, by operation: read, write, flush, discard, write-zeroes. All disks of the host, and everybody's requests.", "disk", "op")
+	metricDiskQueue    = kernelFamily.histogram("disk_queue_seconds", "How long requests to a disk waited, from their beginning to their issue to the driver, by operation: read, write, flush, discard, write-zeroes. All disks of the host, and everybody's requests.", "disk", "op")
 	metricDiskService  = kernelFamily.histogram("disk_service_seconds", "How long the driver and the disk needed, from issue to completion, by operation.", "disk", "op")
 	metricDiskSize     = kernelFamily.histogram("disk_request_bytes", "Sizes of completed requests, by operation.", "disk", "op")
 	metricDiskErrors   = kernelFamily.counter("disk_errors_total", "Requests that ended with an error, by operation.", "disk", "op")
@@ -27,7 +27,7 @@ var (
 	metricRingRequests = kernelFamily.counter("ring_requests_total", "Requests submitted to io_uring rings of the daemon, by kind.", "kind")
 	metricNBDClient    = kernelFamily.histogram("nbd_client_seconds", "What requests of the kernel's NBD client spent, by phase: send (into the socket), wait (for the server's answer), receive (its payload).", "device", "phase")
 	metricObserved     = kernelFamily.gauge("observe_up", "1 for what of the kernel is observed, 0 for what is not: disks, reactors, io_uring, nbd, ublk. `ashlar top` says why not.", "what")
-	metricMissed       = kernelFamily.counter("observe_missed_total", "Events that fell into another one of the same kind on the same CPU, and were not counted.")
+	metricMissed       = kernelFamily.counter("observe_missed_total", "Events that fell into another one of the same kind on the same CPU, and were not counted; and requests to disks that were counted without their times.")
 )
 
 // kernelCollector shows what the kernel was seen to do.

@@ -5,6 +5,11 @@
  * The requests of block devices, by device and operation: how long they wait until
  * the driver has them, how long the driver needs, how many it has.
  *
+ * There are two ways to know the times, and the loader chooses one. Where the kernel
+ * keeps them itself (kernel_times), what runs for every request is its completion, and
+ * it alone. Elsewhere the programs keep them: in a table of the requests that are under
+ * way, which begin with their insertion or issue.
+ *
  * Each counter is written by one program only. A program does not interrupt itself
  * on a CPU, but a completion can interrupt an insertion: so counters need no atomic
  * additions, and the depth of a queue is the difference of counters of several
@@ -18,20 +23,25 @@ char terms[] SEC("license") = "Dual BSD/GPL";
 
 enum operation_kind { OP_READ, OP_WRITE, OP_FLUSH, OP_DISCARD, OP_ZEROES, OP_NONE };
 
+/* What every request needs comes first, in as few cache lines as can be. */
 struct operation {
-	/* block_rq_issue */
+	/* block_rq_issue; with kernel_times, block_rq_complete */
 	u64 issued;
-	u64 lost; /* issued again although no completion was seen: it was not reported */
-	u64 lost_bytes;
-	struct histogram queue;
-	/* block_rq_requeue */
-	u64 requeued;
 	/* block_rq_complete */
 	u64 done;
-	u64 errors;
 	u64 bytes;
 	u64 sizes[SIZES];
 	struct histogram service;
+	/* block_rq_issue; with kernel_times, block_rq_complete */
+	struct histogram queue;
+	/* block_rq_complete */
+	u64 errors;
+	/* block_rq_issue */
+	u64 lost; /* issued again although no completion was seen: it was not reported */
+	u64 lost_bytes;
+	/* block_rq_requeue */
+	u64 requeued; /* it takes back what issued counted */
+	u64 handed_back; /* the same with kernel_times, where issued does not count it */
 	/* block_bio_backmerge, block_bio_frontmerge, block_rq_merge */
 	u64 back_merges;
 	u64 front_merges;
@@ -52,6 +62,11 @@ struct flight {
 struct name {
 	char text[32];
 };
+
+/* kernel_times: the loader has seen that the kernel notes when each request began and
+ * when the driver got it, as the statistics of a disk (iostats) and its writeback
+ * throttling (wbt_lat_usec) make it do. */
+const volatile u32 kernel_times;
 
 /*
  * Both tables are looked at for every request, so they are plain arrays with a hash of
@@ -88,7 +103,7 @@ struct {
 	TYPE(value, u64); /* device and kind, as packed by pack, or that with PAUSED; 0: free */
 } places SEC(".maps");
 
-u32 places_mask; /* the loader sets it: max_entries of places, less one */
+const volatile u32 places_mask; /* the loader sets it: max_entries of places, less one */
 
 struct {
 	NUMBER(type, BPF_MAP_TYPE_HASH);
@@ -105,26 +120,23 @@ struct {
 } watched SEC(".maps"); /* devices, when only_watched */
 
 u32 only_watched;
+u32 untimed; /* with kernel_times: a request had none */
 u64 refused; /* requests of operations that found no room */
 
-/* kind_of reads include/linux/blk_types.h, enum req_op. */
+/* The kind of each operation of include/linux/blk_types.h, enum req_op, up to 15: four
+ * bits each. 7 is an append to a zone, 5 a secure erase. */
+#define KINDS                                                                          \
+	(0x5555550000000000ULL | (u64)OP_ZEROES << 36 | (u64)OP_NONE << 32 |           \
+	 (u64)OP_WRITE << 28 | OP_NONE << 24 | OP_DISCARD << 20 | OP_NONE << 16 |      \
+	 OP_DISCARD << 12 | OP_FLUSH << 8 | OP_WRITE << 4 | OP_READ)
+_Static_assert(OP_NONE == 5, "KINDS has it as a number");
+
+/* kind_of is OP_NONE for operations of zones, and for commands past the block layer. */
 INLINE u32 kind_of(u32 flags)
 {
-	switch (flags & 0xff) {
-	case 0:
-		return OP_READ;
-	case 1:
-	case 7: /* zone append */
-		return OP_WRITE;
-	case 2:
-		return OP_FLUSH;
-	case 3:
-	case 5: /* secure erase */
-		return OP_DISCARD;
-	case 9:
-		return OP_ZEROES;
-	}
-	return OP_NONE; /* of zones, and commands past the block layer */
+	u32 op = flags & 0xff;
+
+	return op < 16 ? KINDS >> (op * 4) & 15 : OP_NONE;
 }
 
 #define USED (1ULL << 63)
@@ -156,17 +168,11 @@ INLINE u32 claim_place(u64 packed, u32 device, struct gendisk *disk)
 	return PLACES;
 }
 
-/* place_of says where the operation of a request is counted, PLACES when it is not. */
-INLINE u32 place_of(struct gendisk *disk, u32 flags)
+/* seek_place is place_of for what is not at its first place. */
+RARE u32 seek_place(struct gendisk *disk, u32 device, u64 packed)
 {
-	u32 kind = kind_of(flags), device, first;
-	u64 packed;
+	u32 first = hash_of(packed);
 
-	if (!disk || kind == OP_NONE)
-		return PLACES; /* of a controller, not of a disk */
-	device = (u32)disk->major << 20 | (u32)disk->first_minor;
-	packed = pack(device, kind);
-	first = hash_of(packed);
 	for (u32 i = 0; i < PLACE_PROBES; i++) {
 		u32 place = (first + i) & places_mask;
 		u64 *holds = map_lookup(&places, &place);
@@ -180,6 +186,23 @@ INLINE u32 place_of(struct gendisk *disk, u32 flags)
 	if (first == PLACES)
 		__sync_fetch_and_add(&refused, 1);
 	return first;
+}
+
+/* place_of says where an operation of a disk is counted, PLACES when it is not. */
+INLINE u32 place_of(struct gendisk *disk, u32 kind)
+{
+	u32 device, place;
+	u64 packed, *holds;
+
+	if (!disk || kind == OP_NONE)
+		return PLACES; /* of a controller, not of a disk */
+	device = (u32)disk->major << 20 | (u32)disk->first_minor;
+	packed = pack(device, kind);
+	place = hash_of(packed) & places_mask;
+	holds = map_lookup(&places, &place);
+	if (holds && *holds == packed)
+		return place;
+	return seek_place(disk, device, packed);
 }
 
 /* counters_of are those of this CPU. */
@@ -260,6 +283,12 @@ INLINE struct flight *claim_flight(u64 request, u64 now)
 /* release gives the slot back: from here on it is somebody else's. */
 INLINE void release(struct flight *f) { __sync_lock_test_and_set(&f->request, 0); }
 
+/* begun_of is when a request began, 0 when nobody has noted it. With the statistics of the
+ * queue switched off, Linux 6.18 leaves there what it was when the memory was last used
+ * (blk_account_io_start). Flushes of the kernel's own are no part of them, and
+ * have the time nevertheless (blk_rq_init). */
+INLINE u64 begun_of(struct request *rq, u32 kind) { return rq->part || kind == OP_FLUSH ? rq->start_time_ns : 0; }
+
 SEC("tp_btf/block_rq_insert")
 int block_rq_insert(u64 *ctx)
 {
@@ -268,7 +297,7 @@ int block_rq_insert(u64 *ctx)
 	u64 now;
 
 	f = flight_of((u64)rq);
-	if (!f && place_of(rq->q->disk, rq->cmd_flags) == PLACES)
+	if (!f && place_of(rq->q->disk, kind_of(rq->cmd_flags)) == PLACES)
 		return 0;
 	now = clock_ns();
 	if (!f)
@@ -282,7 +311,7 @@ SEC("tp_btf/block_rq_issue")
 int block_rq_issue(u64 *ctx)
 {
 	struct request *rq = (void *)ctx[0];
-	u32 place = place_of(rq->q->disk, rq->cmd_flags);
+	u32 kind = kind_of(rq->cmd_flags), place = place_of(rq->q->disk, kind);
 	struct operation *op = counters_of(place);
 	struct flight *f;
 	u64 now, began;
@@ -296,7 +325,7 @@ int block_rq_issue(u64 *ctx)
 		lose(counters_of(f->place), f->size);
 	if (!f)
 		f = claim_flight((u64)rq, now);
-	began = f && f->inserted ? f->inserted : rq->start_time_ns;
+	began = f && f->inserted ? f->inserted : begun_of(rq, kind);
 	if (began && began <= now)
 		record(&op->queue, now - began);
 	if (!f) { /* its completion will not be known as such */
@@ -314,9 +343,17 @@ int block_rq_issue(u64 *ctx)
 SEC("tp_btf/block_rq_requeue")
 int block_rq_requeue(u64 *ctx)
 {
-	struct flight *f = flight_of(ctx[0]);
+	struct request *rq = (void *)ctx[0];
 	struct operation *op;
+	struct flight *f;
 
+	if (kernel_times) {
+		op = rq->state == MQ_RQ_IDLE ? NULL : counters_of(place_of(rq->q->disk, kind_of(rq->cmd_flags)));
+		if (op)
+			op->handed_back++;
+		return 0;
+	}
+	f = flight_of((u64)rq);
 	if (!f || !f->issued)
 		return 0;
 	f->issued = 0;
@@ -324,6 +361,62 @@ int block_rq_requeue(u64 *ctx)
 	op = counters_of(f->place);
 	if (op)
 		op->requeued++;
+	return 0;
+}
+
+/* count_end counts a request that has ended. */
+INLINE void count_end(struct operation *op, u32 size, u32 error)
+{
+	u32 bucket = log2_of((size - (size > 0)) >> 8);
+
+	op->done++;
+	if (error)
+		op->errors++;
+	else
+		op->bytes += size;
+	if (bucket >= SIZES)
+		bucket = SIZES - 1;
+	op->sizes[bucket]++;
+}
+
+/*
+ * ended counts a request by the times that the kernel has noted. Without any data, only
+ * a flush is one: what else has none is a write whose flushes are done (below), or the
+ * request of a flush to a disk that needs none. What the driver has not begun
+ * (MQ_RQ_IDLE) is not counted: it failed on its way. A part that fails while others are
+ * to come is an error of its own, since nothing remembers it.
+ */
+INLINE int ended(struct request *rq, u32 error, u32 bytes)
+{
+	u32 left = rq->__data_len, kind = kind_of(rq->cmd_flags), size;
+	u64 begun, issued, now;
+	struct operation *op;
+
+	if (bytes < left && !error)
+		return 0;
+	if ((!left && kind != OP_FLUSH) || rq->state == MQ_RQ_IDLE)
+		return 0;
+	op = counters_of(place_of(rq->q->disk, kind));
+	if (!op)
+		return 0;
+	if (bytes < left) {
+		op->errors++;
+		return 0;
+	}
+	begun = begun_of(rq, kind);
+	issued = rq->io_start_time_ns;
+	size = (u32)rq->stats_sectors << 9; /* when it was issued; the lower bits, of large ones */
+	if (size < left)
+		size = left;
+	op->issued++;
+	count_end(op, size, error);
+	now = clock_ns();
+	if (issued)
+		record(&op->service, issued < now ? now - issued : 0);
+	if (issued && begun)
+		record(&op->queue, begun < issued ? issued - begun : 0);
+	else
+		untimed = 1;
 	return 0;
 }
 
@@ -336,10 +429,13 @@ SEC("tp_btf/block_rq_complete")
 int block_rq_complete(u64 *ctx)
 {
 	struct request *rq = (void *)ctx[0];
-	u32 error = (u8)ctx[1], bytes = ctx[2], bucket;
-	struct flight *f = flight_of((u64)rq);
+	u32 error = (u8)ctx[1], bytes = ctx[2];
 	struct operation *op;
+	struct flight *f;
 
+	if (kernel_times)
+		return ended(rq, error, bytes);
+	f = flight_of((u64)rq);
 	if (!f)
 		return 0;
 	if (!f->issued) {
@@ -352,15 +448,7 @@ int block_rq_complete(u64 *ctx)
 		return 0;
 	op = counters_of(f->place);
 	if (op) {
-		op->done++;
-		if (f->failed)
-			op->errors++;
-		else
-			op->bytes += f->size;
-		bucket = log2_of(((u64)f->size - (f->size > 0)) >> 8);
-		if (bucket >= SIZES)
-			bucket = SIZES - 1;
-		op->sizes[bucket]++;
+		count_end(op, f->size, f->failed);
 		record(&op->service, clock_ns() - f->issued);
 	}
 	release(f);
@@ -369,7 +457,7 @@ int block_rq_complete(u64 *ctx)
 
 INLINE struct operation *merged(struct bio *bio)
 {
-	return counters_of(place_of(bio->bi_bdev->bd_disk, bio->bi_opf));
+	return counters_of(place_of(bio->bi_bdev->bd_disk, kind_of(bio->bi_opf)));
 }
 
 SEC("tp_btf/block_bio_backmerge")
@@ -397,8 +485,8 @@ SEC("tp_btf/block_rq_merge")
 int block_rq_merge(u64 *ctx)
 {
 	struct request *rq = (void *)ctx[0];
-	struct operation *op = counters_of(place_of(rq->q->disk, rq->cmd_flags));
-	struct flight *f = flight_of((u64)rq);
+	struct operation *op = counters_of(place_of(rq->q->disk, kind_of(rq->cmd_flags)));
+	struct flight *f = kernel_times ? NULL : flight_of((u64)rq);
 
 	if (f && !f->issued)
 		release(f);

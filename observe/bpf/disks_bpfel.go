@@ -38,15 +38,16 @@ type DisksName struct {
 type DisksOperation struct {
 	_             structs.HostLayout
 	Issued        uint64
-	Lost          uint64
-	LostBytes     uint64
-	Queue         DisksHistogram
-	Requeued      uint64
 	Done          uint64
-	Errors        uint64
 	Bytes         uint64
 	Sizes         [16]uint64
 	Service       DisksHistogram
+	Queue         DisksHistogram
+	Errors        uint64
+	Lost          uint64
+	LostBytes     uint64
+	Requeued      uint64
+	HandedBack    uint64
 	BackMerges    uint64
 	FrontMerges   uint64
 	RequestMerges uint64
@@ -68,9 +69,11 @@ const (
 	DisksProgBlockRqIssue       = "block_rq_issue"
 	DisksProgBlockRqMerge       = "block_rq_merge"
 	DisksProgBlockRqRequeue     = "block_rq_requeue"
+	DisksVarKernelTimes         = "kernel_times"
 	DisksVarOnlyWatched         = "only_watched"
 	DisksVarPlacesMask          = "places_mask"
 	DisksVarRefused             = "refused"
+	DisksVarUntimed             = "untimed"
 )
 
 // LoadDisks returns the embedded CollectionSpec for Disks.
@@ -139,9 +142,11 @@ type DisksMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DisksVariableSpecs struct {
+	KernelTimes *ebpf.VariableSpec `ebpf:"kernel_times"`
 	OnlyWatched *ebpf.VariableSpec `ebpf:"only_watched"`
 	PlacesMask  *ebpf.VariableSpec `ebpf:"places_mask"`
 	Refused     *ebpf.VariableSpec `ebpf:"refused"`
+	Untimed     *ebpf.VariableSpec `ebpf:"untimed"`
 }
 
 // DisksObjects contains all objects after they have been loaded into the kernel.
@@ -185,9 +190,11 @@ func (m *DisksMaps) Close() error {
 //
 // It can be passed to LoadDisksObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DisksVariables struct {
+	KernelTimes *ebpf.Variable `ebpf:"kernel_times"`
 	OnlyWatched *ebpf.Variable `ebpf:"only_watched"`
 	PlacesMask  *ebpf.Variable `ebpf:"places_mask"`
 	Refused     *ebpf.Variable `ebpf:"refused"`
+	Untimed     *ebpf.Variable `ebpf:"untimed"`
 }
 
 // DisksPrograms contains all programs after they have been loaded into the kernel.

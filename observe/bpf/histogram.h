@@ -18,17 +18,29 @@ struct histogram {
 	u64 counts[BUCKETS];
 };
 
-/* log2_of is the number of the highest bit of v that is set; 0 for 0. */
-INLINE u32 log2_of(u64 v)
-{
-	u32 r = 0;
+/* The number of the highest bit of a byte that is set. */
+static const u8 highest_bits[256] = {
+	[2 ... 3] = 1, [4 ... 7] = 2, [8 ... 15] = 3, [16 ... 31] = 4,
+	[32 ... 63] = 5, [64 ... 127] = 6, [128 ... 255] = 7,
+};
 
-	if (v >> 32) { v >>= 32; r = 32; }
-	if (v >> 16) { v >>= 16; r += 16; }
-	if (v >> 8) { v >>= 8; r += 8; }
-	if (v >> 4) { v >>= 4; r += 4; }
-	if (v >> 2) { v >>= 2; r += 2; }
-	return r + (v >> 1);
+INLINE u32 highest_bit(u32 v)
+{
+	asm("" : "+r"(v)); /* so that the mask stays, which the verifier wants to see */
+	return highest_bits[v & 255];
+}
+
+/* log2_of is the number of the highest bit of v that is set; 0 for 0. The branches go the
+ * same way for all that is about as large; a tree of them down to single bits does not. */
+INLINE u32 log2_of(u32 v)
+{
+	if (v < 1 << 8)
+		return highest_bit(v);
+	if (v < 1 << 16)
+		return 8 + highest_bit(v >> 8);
+	if (v < 1 << 24)
+		return 16 + highest_bit(v >> 16);
+	return 24 + highest_bit(v >> 24);
 }
 
 /* record counts a duration. Nobody else writes h meanwhile: it is of one CPU and one
@@ -38,11 +50,14 @@ INLINE void record(struct histogram *h, u64 ns)
 	u64 v = (ns - (ns > 0)) >> UNIT_BITS;
 	u32 i = v;
 
-	if (v >= 8) {
+	if (v >> 28)
+		i = BUCKETS - 1;
+	else if (v >= 8) {
 		u32 shift = log2_of(v) - 3;
 
-		i = (shift << 3) + (u32)(v >> shift); /* (shift + 1) * 8 + the bits below the highest */
+		i = (shift << 3) + ((u32)v >> shift); /* (shift + 1) * 8 + the bits below the highest */
 	}
+	asm("" : "+r"(i)); /* the verifier wants to see this too */
 	if (i >= BUCKETS)
 		i = BUCKETS - 1;
 	h->counts[i]++;

@@ -3,18 +3,20 @@
  * What the programs of this folder use of the kernel: the helper functions by
  * their numbers, and of each structure only the fields that are read. The offsets
  * are those of the running kernel: the compiler records every access, and the
- * loader corrects it from the kernel's BTF. All of it holds for Linux 6.1 to 6.18.
+ * loader corrects it from the kernel's BTF. All of it holds for Linux 6.1 to 7.3.
  */
 #ifndef ASHLAR_KERNEL_H
 #define ASHLAR_KERNEL_H
 
 typedef unsigned char u8;
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef int s32;
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
+#define RARE static __attribute__((noinline)) /* what is seldom called costs the rest no registers */
 #define NULL ((void *)0)
 
 /* uapi/linux/bpf.h: enum bpf_map_type, flags of maps and updates. */
@@ -63,11 +65,19 @@ struct bio {
 	u32 bi_opf;
 };
 
+enum mq_rq_state { MQ_RQ_IDLE, MQ_RQ_IN_FLIGHT, MQ_RQ_COMPLETE };
+
+/* The times are of CLOCK_MONOTONIC; since Linux 6.9, what a thread submits in one go may
+ * share one reading of it (blk_time_get_ns). */
 struct request {
 	struct request_queue *q;
 	u32 cmd_flags;
 	u32 __data_len; /* bytes that are not done */
-	u64 start_time_ns; /* 0 when the queue keeps no statistics */
+	struct block_device *part; /* NULL when it is not part of the statistics */
+	u64 start_time_ns; /* 0 or an old one when the queue keeps no statistics */
+	u64 io_start_time_ns; /* of the last issue; 0 when nobody has asked for statistics of issues */
+	u16 stats_sectors; /* of the last issue, likewise */
+	enum mq_rq_state state;
 };
 
 struct upid {

@@ -48,20 +48,21 @@ int sched_switch(u64 *ctx)
 {
 	struct task_struct *prev = (void *)ctx[1], *next = (void *)ctx[2];
 	struct thread *t;
-	u64 now;
+	u64 now = 0;
 
 	if (prev->tgid == process) {
 		t = thread_of(prev);
 		if (t) {
 			t->woken = 0;
 			t->preempted = (u8)ctx[0] || !(u32)ctx[3];
-			t->off = clock_ns();
+			t->off = now = clock_ns();
 		}
 	}
 	if (next->tgid == process) {
 		t = thread_of(next);
 		if (t && t->off) {
-			now = clock_ns();
+			if (!now)
+				now = clock_ns();
 			record(&t->off_cpu, now - t->off);
 			if (t->preempted)
 				record(&t->waiting, now - t->off);
