@@ -63,7 +63,7 @@ var reasons = [reasonCount]struct {
 	ErrHasSnapshots:      {codes.FailedPrecondition, controlpb.Reason_REASON_HAS_SNAPSHOTS, "has snapshots", "delete them first, or give --snapshots to delete them with it"},
 	ErrHasVolumes:        {codes.FailedPrecondition, controlpb.Reason_REASON_HAS_VOLUMES, "has volumes", "delete them first, or give --volumes to destroy them with it"},
 	ErrNoSpace:           {codes.ResourceExhausted, controlpb.Reason_REASON_NO_SPACE, "no space left", "grow the pool, add a device, or delete snapshots or volumes"},
-	ErrOverProvisioned:   {codes.ResourceExhausted, controlpb.Reason_REASON_OVER_PROVISIONED, "over-provisioned", "grow the pool, add a device, or raise its bound"},
+	ErrOverProvisioned:   {codes.ResourceExhausted, controlpb.Reason_REASON_OVER_PROVISIONED, "over-provisioned", "grow the pool, add a device, or raise --over-provision of `ashlar serve`"},
 	ErrReadOnly:          {codes.FailedPrecondition, controlpb.Reason_REASON_READ_ONLY, "read-only", "close the pool and import it with all its devices"},
 	ErrStopped:           {codes.FailedPrecondition, controlpb.Reason_REASON_STOPPED, "stopped", "look at `ashlar pool status`, mend the device, then close and import the pool"},
 	ErrCorrupt:           {codes.DataLoss, controlpb.Reason_REASON_CORRUPT, "damaged", "look at `ashlar events`, and restore it from a copy or a snapshot"},

@@ -20,14 +20,14 @@ func (c *controller) copy(ctx context.Context, client *control.Client, name stri
 	var of VolumeID // the volume that is copied, or that the snapshot is of
 	switch {
 	case r.GetVolumeContentSource().GetSnapshot() != nil:
-		s, err := d.snapshot(ctx, client, r.GetVolumeContentSource().GetSnapshot().GetSnapshotId())
+		s, err := d.snapshot(ctx, r.GetVolumeContentSource().GetSnapshot().GetSnapshotId())
 		if err != nil {
 			return nil, elsewhere(err)
 		}
 		size, of = s.GetSizeBytes(), VolumeID{d.config.NodeID, s.GetPool(), s.GetVolume()}
 		request.SourceSnapshot = s.GetName()
 	case r.GetVolumeContentSource().GetVolume() != nil:
-		v, err := d.volume(ctx, client, r.GetVolumeContentSource().GetVolume().GetVolumeId())
+		v, err := d.volume(ctx, r.GetVolumeContentSource().GetVolume().GetVolumeId())
 		if err != nil {
 			return nil, elsewhere(err)
 		}

@@ -136,7 +136,11 @@ func findName(ctx context.Context, c *control.Client, name string) (*controlpb.V
 }
 
 // volume gives the volume of an id, which must be one of this node.
-func (d *Driver) volume(ctx context.Context, c *control.Client, id string) (*controlpb.Volume, error) {
+func (d *Driver) volume(ctx context.Context, id string) (*controlpb.Volume, error) {
+	client, err := d.daemon.client(ctx)
+	if err != nil {
+		return nil, err
+	}
 	i, err := ParseVolumeID(id)
 	if err != nil {
 		return nil, status.Errorf(codes.NotFound, "volume %q: not found: %v", id, err)
@@ -144,8 +148,7 @@ func (d *Driver) volume(ctx context.Context, c *control.Client, id string) (*con
 	if !onNode(i.Node, d.config.NodeID) {
 		return nil, foreign("volume "+id, i.Node, d.config.NodeID)
 	}
-	v, err := c.Volumes.Get(ctx, &controlpb.GetVolumeRequest{Pool: i.Pool, Name: i.Volume})
-	return v, err
+	return client.Volumes.Get(ctx, &controlpb.GetVolumeRequest{Pool: i.Pool, Name: i.Volume})
 }
 
 func (d *Driver) volumeID(v *controlpb.Volume) string {
@@ -193,12 +196,8 @@ func (c *controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeReque
 	if err := d.checkTopology(r.GetAccessibilityRequirements()); err != nil {
 		return nil, err
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
 	name := nameOf(r.GetName(), volumeNameMax)
-	unlock, err := d.locks.lock(volumeKey(name))
+	client, unlock, err := d.locked(ctx, volumeKey(name))
 	if err != nil {
 		return nil, err
 	}
@@ -298,11 +297,7 @@ func (c *controller) DeleteVolume(ctx context.Context, r *spec.DeleteVolumeReque
 	if !onNode(id.Node, d.config.NodeID) {
 		return nil, foreign("volume "+r.GetVolumeId(), id.Node, d.config.NodeID)
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	unlock, err := d.locks.lock(volumeKey(id.Volume))
+	client, unlock, err := d.locked(ctx, volumeKey(id.Volume))
 	if err != nil {
 		return nil, err
 	}
@@ -331,14 +326,10 @@ func (c *controller) ValidateVolumeCapabilities(ctx context.Context, r *spec.Val
 	case len(r.GetVolumeCapabilities()) == 0:
 		return nil, missing("volume capabilities")
 	}
-	client, err := c.driver.daemon.client(ctx)
-	if err != nil {
+	if _, err := c.driver.volume(ctx, r.GetVolumeId()); err != nil {
 		return nil, err
 	}
-	if _, err := c.driver.volume(ctx, client, r.GetVolumeId()); err != nil {
-		return nil, err
-	}
-	_, _, err = checkCapabilities(r.GetVolumeCapabilities())
+	_, _, err := checkCapabilities(r.GetVolumeCapabilities())
 	if err == nil {
 		_, err = parseParameters(r.GetParameters(), r.GetMutableParameters())
 	}
@@ -352,8 +343,12 @@ func (c *controller) ValidateVolumeCapabilities(ctx context.Context, r *spec.Val
 }
 
 // volumes lists what the driver made, by id.
-func (d *Driver) volumes(ctx context.Context, c *control.Client) ([]*controlpb.Volume, error) {
-	l, err := c.Volumes.List(ctx, &controlpb.ListVolumesRequest{})
+func (d *Driver) volumes(ctx context.Context) ([]*controlpb.Volume, error) {
+	client, err := d.daemon.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l, err := client.Volumes.List(ctx, &controlpb.ListVolumesRequest{})
 	if err != nil {
 		return nil, err
 	}
@@ -387,11 +382,7 @@ func isSnapshotID(id string) bool { _, err := ParseSnapshotID(id); return err ==
 
 // ListVolumes implements spec.ControllerServer.
 func (c *controller) ListVolumes(ctx context.Context, r *spec.ListVolumesRequest) (*spec.ListVolumesResponse, error) {
-	client, err := c.driver.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	list, err := c.driver.volumes(ctx, client)
+	list, err := c.driver.volumes(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -411,11 +402,7 @@ func (c *controller) ControllerGetVolume(ctx context.Context, r *spec.Controller
 	if r.GetVolumeId() == "" {
 		return nil, missing("volume id")
 	}
-	client, err := c.driver.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	v, err := c.driver.volume(ctx, client, r.GetVolumeId())
+	v, err := c.driver.volume(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
@@ -493,19 +480,11 @@ func (c *controller) ControllerExpandVolume(ctx context.Context, r *spec.Control
 	if err == nil && !onNode(id.Node, d.config.NodeID) {
 		return &spec.ControllerExpandVolumeResponse{CapacityBytes: int64(size), NodeExpansionRequired: true}, nil
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	unlock, err := d.locks.lock(volumeKey(id.Volume))
+	client, v, unlock, err := d.lockedVolume(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	v, err := d.volume(ctx, client, r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
 	if v, err = grow(ctx, client, v, size, r.GetCapacityRange()); err != nil {
 		return nil, err
 	}
@@ -539,23 +518,14 @@ func (c *controller) ControllerModifyVolume(ctx context.Context, r *spec.Control
 	if _, err := parseLimits(nil, r.GetMutableParameters()); err != nil {
 		return nil, err
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
+	client, v, unlock, err := d.lockedVolume(ctx, r.GetVolumeId())
+	if other := (*foreignError)(nil); errors.As(err, &other) {
+		return nil, status.Error(codes.Unavailable, other.Error())
 	}
-	id, err := ParseVolumeID(r.GetVolumeId())
-	if err == nil && !onNode(id.Node, d.config.NodeID) {
-		return nil, status.Error(codes.Unavailable, status.Convert(foreign("volume "+r.GetVolumeId(), id.Node, d.config.NodeID)).Message())
-	}
-	unlock, err := d.locks.lock(volumeKey(id.Volume)) // an id that is none is told by volume
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	v, err := d.volume(ctx, client, r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
 	limits, err := parseLimits(v.GetLimits(), r.GetMutableParameters())
 	if err != nil {
 		return nil, err

@@ -60,12 +60,8 @@ func (g *groupController) CreateVolumeGroupSnapshot(ctx context.Context, r *spec
 	if err := checkSnapshotParameters(r.GetParameters()); err != nil {
 		return nil, err
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
 	name := nameOf(r.GetName(), snapshotNameMax)
-	unlock, err := d.locks.lock(snapshotKey(name))
+	client, unlock, err := d.locked(ctx, snapshotKey(name))
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +86,7 @@ func (g *groupController) CreateVolumeGroupSnapshot(ctx context.Context, r *spec
 	}
 	request := &controlpb.CreateGroupRequest{Name: name, Labels: map[string]string{labelName: r.GetName(), labelGroup: r.GetName()}}
 	for _, id := range want {
-		v, err := d.volume(ctx, client, id)
+		v, err := d.volume(ctx, id)
 		if err != nil {
 			return nil, err
 		}
@@ -133,11 +129,7 @@ func (g *groupController) DeleteVolumeGroupSnapshot(ctx context.Context, r *spec
 	if err != nil {
 		return &spec.DeleteVolumeGroupSnapshotResponse{}, nil // none ever had that id
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	unlock, err := d.locks.lock(snapshotKey(id.Group))
+	client, unlock, err := d.locked(ctx, snapshotKey(id.Group))
 	if err != nil {
 		return nil, err
 	}

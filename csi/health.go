@@ -17,8 +17,12 @@ type conditions struct {
 	devices []*controlpb.Device
 }
 
-func (d *Driver) conditions(ctx context.Context, c *control.Client) (*conditions, error) {
-	l, err := c.Pools.List(ctx, &controlpb.ListPoolsRequest{})
+func (d *Driver) conditions(ctx context.Context) (*conditions, error) {
+	client, err := d.daemon.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l, err := client.Pools.List(ctx, &controlpb.ListPoolsRequest{})
 	if err != nil {
 		return nil, err
 	}
@@ -26,7 +30,7 @@ func (d *Driver) conditions(ctx context.Context, c *control.Client) (*conditions
 	for _, p := range l.GetPools() {
 		k.pools[p.GetName()] = p
 	}
-	devices, err := c.Devices.List(ctx, &controlpb.ListDevicesRequest{})
+	devices, err := client.Devices.List(ctx, &controlpb.ListDevicesRequest{})
 	if err != nil && !errors.Is(err, control.ErrNotSupported) {
 		return nil, err
 	}
@@ -79,15 +83,11 @@ func (d *Driver) health(ctx context.Context, id string) (*spec.VolumeHealth, err
 	if id == "" {
 		return nil, missing("volume id")
 	}
-	client, err := d.daemon.client(ctx)
+	v, err := d.volume(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	v, err := d.volume(ctx, client, id)
-	if err != nil {
-		return nil, err
-	}
-	k, err := d.conditions(ctx, client)
+	k, err := d.conditions(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -105,15 +105,11 @@ func (c *controller) ControllerGetVolumeHealth(ctx context.Context, r *spec.Cont
 
 // ControllerListVolumeHealth implements spec.ControllerServer.
 func (c *controller) ControllerListVolumeHealth(ctx context.Context, r *spec.ControllerListVolumeHealthRequest) (*spec.ControllerListVolumeHealthResponse, error) {
-	client, err := c.driver.daemon.client(ctx)
+	volumes, err := c.driver.volumes(ctx)
 	if err != nil {
 		return nil, err
 	}
-	volumes, err := c.driver.volumes(ctx, client)
-	if err != nil {
-		return nil, err
-	}
-	k, err := c.driver.conditions(ctx, client)
+	k, err := c.driver.conditions(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -28,12 +28,15 @@ type host struct {
 	log     *slog.Logger
 	mapper  string // directory of device-mapper's devices
 	table   string // the kernel's table of mounts
+
+	turns chan struct{} // bounds runs of cryptsetup that take luksMemory
 }
 
 func newHost(m mount.Interface, c Command, log *slog.Logger) *host {
 	return &host{
 		mounter: m, format: mount.NewSafeFormatAndMount(m, exec.New()), grow: mount.NewResizeFs(exec.New()),
 		command: c, log: log, mapper: mapperDir, table: "/proc/self/mountinfo",
+		turns: make(chan struct{}, luksAtOnce),
 	}
 }
 

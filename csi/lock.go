@@ -1,11 +1,15 @@
 package csi
 
 import (
+	"context"
 	"slices"
 	"sync"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/ashlar-storage/ashlar/control"
+	"github.com/ashlar-storage/ashlar/control/controlpb"
 )
 
 // keyLocks hold what calls are at work on. Nobody waits: a second call for the
@@ -43,3 +47,26 @@ func (l *keyLocks) lock(keys ...string) (unlock func(), err error) {
 // What keys are of. A volume has one name on a node, whatever its pool.
 func volumeKey(volume string) string     { return "volume " + volume }
 func snapshotKey(snapshot string) string { return "snapshot " + snapshot }
+
+// locked gives the daemon to a call, and the lock of a key. The caller gives the lock
+// back, unless there is an error.
+func (d *Driver) locked(ctx context.Context, key string) (client *control.Client, unlock func(), err error) {
+	if client, err = d.daemon.client(ctx); err != nil {
+		return nil, nil, err
+	}
+	unlock, err = d.locks.lock(key)
+	return client, unlock, err
+}
+
+// lockedVolume is locked for the volume of an id, which must be one of this node.
+func (d *Driver) lockedVolume(ctx context.Context, id string) (client *control.Client, v *controlpb.Volume, unlock func(), err error) {
+	i, _ := ParseVolumeID(id) // told by volume
+	if client, unlock, err = d.locked(ctx, volumeKey(i.Volume)); err != nil {
+		return nil, nil, nil, err
+	}
+	if v, err = d.volume(ctx, id); err != nil {
+		unlock()
+		return nil, nil, nil, err
+	}
+	return client, v, unlock, nil
+}

@@ -18,6 +18,14 @@ const secretPassphrase = "passphrase"
 // here said to cryptsetup so that it stays the same.
 const luksHeader = 16 << 20
 
+// Argon2 of LUKS takes by default up to 1 GiB, of whatever the machine has: more than the
+// 512 MiB that deploy/helm/ashlar/values.yaml gives to the driver, whose programs the
+// kernel would kill. Formatting writes the need into the header, so it is what opening takes.
+const (
+	luksMemory = 64 << 10 // KiB; the least that cryptsetup chooses by itself
+	luksAtOnce = 2        // runs that take it at the same time; they use several CPUs each
+)
+
 // mapperDir is where device-mapper has its devices.
 const mapperDir = "/dev/mapper"
 
@@ -28,13 +36,14 @@ type luks struct {
 	dir  string // mapperDir, but in tests
 
 	exists func(path string) bool // says whether a block device is there
+	turns  chan struct{}          // of the host: one value for each run under way that takes luksMemory
 }
 
 // luksOf gives the encryption of a volume. The name of the mapping is made from
 // those of the pool and the volume, so that it is known without the daemon.
 func (h *host) luksOf(pool, volume string) *luks {
 	exists := func(path string) bool { _, err := deviceNumber(path); return err == nil }
-	return &luks{run: h.command, name: "ashlar-" + digest(pool+"/"+volume, hashedName), dir: h.mapper, exists: exists}
+	return &luks{run: h.command, name: "ashlar-" + digest(pool+"/"+volume, hashedName), dir: h.mapper, exists: exists, turns: h.turns}
 }
 
 // path is the device with the plain bytes.
@@ -45,7 +54,7 @@ func (l *luks) isOpen() bool { return l.exists(l.path()) }
 
 // open makes the plain device of an encrypted one, after formatting it when it is
 // blank. The key goes to standard input, in a way that cryptsetup takes every byte
-// of it.
+// of it. It waits while luksAtOnce others do the same.
 func (l *luks) open(ctx context.Context, device, passphrase string, blank bool) error {
 	if passphrase == "" {
 		return status.Errorf(codes.Unauthenticated, "the volume is encrypted, and the secret has no %s: name it with csi.storage.k8s.io/node-stage-secret-name", secretPassphrase)
@@ -53,10 +62,16 @@ func (l *luks) open(ctx context.Context, device, passphrase string, blank bool) 
 	if l.isOpen() {
 		return nil
 	}
+	select {
+	case l.turns <- struct{}{}:
+		defer func() { <-l.turns }()
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	}
 	key := []byte(passphrase)
 	if blank {
 		_, err := l.run(ctx, key, "cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2",
-			"--offset", strconv.Itoa(luksHeader/512), "--key-file", "-", device)
+			"--offset", strconv.Itoa(luksHeader/512), "--pbkdf-memory", strconv.Itoa(luksMemory), "--key-file", "-", device)
 		if err != nil {
 			return l.problem(device, err)
 		}

@@ -5,7 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -20,8 +22,9 @@ import (
 func requireCrypt(t *testing.T) {
 	t.Helper()
 	testenv.RequireRoot(t)
-	_, err := os.Stat("/dev/mapper/control")
+	f, err := os.OpenFile("/dev/mapper/control", os.O_RDWR, 0) // the file alone may be one that cryptsetup made
 	if err == nil {
+		_ = f.Close() // nothing was asked of it
 		_, err = exec.LookPath("cryptsetup")
 	}
 	if err == nil {
@@ -79,6 +82,12 @@ func TestEncryptedVolumesOnTheKernelsOwnDMCrypt(t *testing.T) {
 	stored, err := os.ReadFile(r.daemon.file("default", "v"))
 	if err != nil || bytes.Contains(stored, []byte("plain text plain text")) {
 		t.Errorf("the volume has what was written, as it was: %v", err)
+	}
+	dump, err := exec.Command("cryptsetup", "luksDump", r.daemon.file("default", "v")).CombinedOutput()
+	if n := regexp.MustCompile(`Memory:\s+(\d+)`).FindSubmatch(dump); err != nil || n == nil {
+		t.Errorf("what opening takes is not known: %v\n%s", err, dump)
+	} else if kib, err := strconv.Atoi(string(n[1])); err != nil || kib > luksMemory {
+		t.Errorf("opening takes %s KiB of memory, want at most %d", n[1], luksMemory)
 	}
 	want(t, "a wrong key", stage("wrong"), codes.Unauthenticated, "does not open it")
 	want(t, "half of the key", stage(passphrase[:strings.IndexByte(passphrase, '\n')]), codes.Unauthenticated, "does not open it")

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -43,7 +44,7 @@ func (f *fakeCryptsetup) run(_ context.Context, stdin []byte, name string, args 
 		return nil, exited(f.t, 1)
 	}
 	switch {
-	case slices.Equal(args[:len(args)-1], []string{"luksFormat", "--batch-mode", "--type", "luks2", "--offset", "32768", "--key-file", "-"}):
+	case slices.Equal(args[:len(args)-1], []string{"luksFormat", "--batch-mode", "--type", "luks2", "--offset", "32768", "--pbkdf-memory", "65536", "--key-file", "-"}):
 		return nil, os.WriteFile(args[len(args)-1], stdin, 0o600)
 	case len(args) == 9 && slices.Equal(args[:7], []string{"open", "--type", "luks2", "--allow-discards", "--disable-keyring", "--key-file", "-"}):
 		key, err := os.ReadFile(args[7])
@@ -155,6 +156,40 @@ func TestLUKSWithoutTheRightKeyStaysShut(t *testing.T) {
 		return nil, &exec.Error{Name: "cryptsetup", Err: exec.ErrNotFound}
 	}
 	want(t, "no cryptsetup", l.open(ctx, device, passphrase, false), codes.FailedPrecondition, "not installed")
+}
+
+// A node that starts opens all its volumes at once; the memory of the driver's container
+// is for luksAtOnce.
+func TestLUKSIsOpenedForAFewVolumesAtATime(t *testing.T) {
+	const volumes = 5 * luksAtOnce
+	begun, end := make(chan string, volumes), make(chan struct{})
+	h := newHost(nil, func(_ context.Context, _ []byte, _ string, args ...string) ([]byte, error) {
+		begun <- args[len(args)-1]
+		<-end
+		return nil, nil
+	}, newRigLog())
+	h.mapper = t.TempDir()
+	results := make(chan error, volumes)
+	for i := range volumes {
+		go func() { results <- h.luksOf("default", strconv.Itoa(i)).open(t.Context(), "device", passphrase, false) }()
+	}
+	for range luksAtOnce {
+		<-begun
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	want(t, "a call that ends while it waits", h.luksOf("default", "late").open(ctx, "device", passphrase, false), codes.Canceled, "")
+	if len(begun) > 0 {
+		t.Errorf("more than %d are at work", luksAtOnce)
+	}
+	for range volumes {
+		end <- struct{}{}
+	}
+	for range volumes {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func TestProgramsGetTheirInputAndTellWhatFailed(t *testing.T) {

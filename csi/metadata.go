@@ -27,11 +27,7 @@ func (s *snapshotMetadata) GetMetadataAllocated(r *spec.GetMetadataAllocatedRequ
 	if r.GetSnapshotId() == "" {
 		return missing("snapshot id")
 	}
-	client, err := s.driver.daemon.client(stream.Context())
-	if err != nil {
-		return err
-	}
-	target, err := s.driver.snapshot(stream.Context(), client, r.GetSnapshotId())
+	target, err := s.driver.snapshot(stream.Context(), r.GetSnapshotId())
 	if err != nil {
 		return err
 	}
@@ -48,15 +44,11 @@ func (s *snapshotMetadata) GetMetadataDelta(r *spec.GetMetadataDeltaRequest, str
 	case r.GetTargetSnapshotId() == "":
 		return missing("target snapshot id")
 	}
-	client, err := s.driver.daemon.client(stream.Context())
+	base, err := s.driver.snapshot(stream.Context(), r.GetBaseSnapshotId())
 	if err != nil {
 		return err
 	}
-	base, err := s.driver.snapshot(stream.Context(), client, r.GetBaseSnapshotId())
-	if err != nil {
-		return err
-	}
-	target, err := s.driver.snapshot(stream.Context(), client, r.GetTargetSnapshotId())
+	target, err := s.driver.snapshot(stream.Context(), r.GetTargetSnapshotId())
 	if err != nil {
 		return err
 	}

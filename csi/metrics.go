@@ -1,6 +1,8 @@
 package csi
 
 import (
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,11 +14,22 @@ type metrics struct {
 	seconds *prometheus.HistogramVec
 }
 
-func newMetrics() *metrics {
-	return &metrics{seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+var (
+	callSeconds = prometheus.HistogramOpts{
 		Name: "csi_call_seconds", Help: "Duration of calls, by method and gRPC code.",
 		Buckets: prometheus.ExponentialBuckets(0.001, 4, 9), // to 65 s: mkfs of a large volume
-	}, []string{"method", "code"})}
+	}
+	callLabels = []string{"method", "code"}
+)
+
+func newMetrics() *metrics {
+	return &metrics{seconds: prometheus.NewHistogramVec(callSeconds, callLabels)}
+}
+
+// MetricsSection is the section of docs/metrics.md about the driver.
+func MetricsSection() string {
+	return fmt.Sprintf("## The CSI driver (`csi`)\n\n`ashlar csi --metrics 127.0.0.1:9122` answers `/metrics`, and `/healthz` as long as the process lives.\n\n"+
+		"| name | type | labels | |\n|---|---|---|---|\n| `%s` | histogram | %s | %s |\n", callSeconds.Name, strings.Join(callLabels, ", "), strings.TrimSuffix(callSeconds.Help, "."))
 }
 
 func (m *metrics) observe(method string, code codes.Code, took time.Duration) {

@@ -60,20 +60,11 @@ func (n *node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeReque
 	if err := checkCapability(r.GetVolumeCapability()); err != nil {
 		return nil, err
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	id, _ := ParseVolumeID(r.GetVolumeId()) // told by volume
-	unlock, err := d.locks.lock(volumeKey(id.Volume))
+	client, v, unlock, err := d.lockedVolume(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	v, err := d.volume(ctx, client, r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
 	if r.GetVolumeContext()[keyEncrypted] == "true" && v.GetLabels()[labelEncrypted] == "" {
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s was not made encrypted: encrypted volumes are made by the driver", r.GetVolumeId())
 	}
@@ -108,6 +99,24 @@ func (d *Driver) devices(dev *controlpb.Device, pool, volume string) ([]device, 
 	return list, nil
 }
 
+// attachedDevices is devices of a volume, however it is attached.
+func (d *Driver) attachedDevices(ctx context.Context, c *control.Client, pool, volume string) ([]device, error) {
+	dev, err := attached(ctx, c, pool, volume)
+	if err != nil {
+		return nil, err
+	}
+	return d.devices(dev, pool, volume)
+}
+
+// ownID reads the id of a volume of this node, which may be gone.
+func (d *Driver) ownID(volume string) (VolumeID, error) {
+	id, err := ParseVolumeID(volume)
+	if err != nil || !onNode(id.Node, d.config.NodeID) {
+		return VolumeID{}, status.Errorf(codes.NotFound, "volume %q: not found on node %s", volume, d.config.NodeID)
+	}
+	return id, nil
+}
+
 // NodeUnstageVolume implements spec.NodeServer.
 func (n *node) NodeUnstageVolume(ctx context.Context, r *spec.NodeUnstageVolumeRequest) (*spec.NodeUnstageVolumeResponse, error) {
 	d := n.driver
@@ -117,25 +126,17 @@ func (n *node) NodeUnstageVolume(ctx context.Context, r *spec.NodeUnstageVolumeR
 	case r.GetStagingTargetPath() == "":
 		return nil, missing("staging target path")
 	}
-	id, err := ParseVolumeID(r.GetVolumeId())
-	if err != nil || !onNode(id.Node, d.config.NodeID) {
-		return nil, status.Errorf(codes.NotFound, "volume %q: not found on node %s", r.GetVolumeId(), d.config.NodeID)
-	}
-	client, err := d.daemon.client(ctx)
+	id, err := d.ownID(r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := d.locks.lock(volumeKey(id.Volume))
+	client, unlock, err := d.locked(ctx, volumeKey(id.Volume))
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
 	ctx = context.WithoutCancel(ctx)
-	dev, err := attached(ctx, client, id.Pool, id.Volume)
-	if err != nil {
-		return nil, err
-	}
-	numbers, err := d.devices(dev, id.Pool, id.Volume)
+	numbers, err := d.attachedDevices(ctx, client, id.Pool, id.Volume)
 	if err != nil {
 		return nil, err
 	}
@@ -172,26 +173,13 @@ func (n *node) NodePublishVolume(ctx context.Context, r *spec.NodePublishVolumeR
 	if r.GetStagingTargetPath() == "" {
 		return nil, status.Error(codes.FailedPrecondition, "the request has no staging target path: stage the volume first")
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	id, _ := ParseVolumeID(r.GetVolumeId()) // told by volume
-	unlock, err := d.locks.lock(volumeKey(id.Volume))
+	client, v, unlock, err := d.lockedVolume(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	v, err := d.volume(ctx, client, r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
 	ctx = context.WithoutCancel(ctx)
-	dev, err := attached(ctx, client, v.GetPool(), v.GetName())
-	if err != nil {
-		return nil, err
-	}
-	numbers, err := d.devices(dev, v.GetPool(), v.GetName())
+	numbers, err := d.attachedDevices(ctx, client, v.GetPool(), v.GetName())
 	if err != nil {
 		return nil, err
 	}
@@ -256,9 +244,9 @@ func (n *node) NodeUnpublishVolume(_ context.Context, r *spec.NodeUnpublishVolum
 	case r.GetTargetPath() == "":
 		return nil, missing("target path")
 	}
-	id, err := ParseVolumeID(r.GetVolumeId())
-	if err != nil || !onNode(id.Node, d.config.NodeID) {
-		return nil, status.Errorf(codes.NotFound, "volume %q: not found on node %s", r.GetVolumeId(), d.config.NodeID)
+	id, err := d.ownID(r.GetVolumeId())
+	if err != nil {
+		return nil, err
 	}
 	unlock, err := d.locks.lock(volumeKey(id.Volume))
 	if err != nil {
@@ -282,11 +270,7 @@ func (n *node) NodeGetVolumeStats(ctx context.Context, r *spec.NodeGetVolumeStat
 	case r.GetVolumePath() == "":
 		return nil, missing("volume path")
 	}
-	client, err := n.driver.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	v, err := n.driver.volume(ctx, client, r.GetVolumeId())
+	v, err := n.driver.volume(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
@@ -337,20 +321,11 @@ func (n *node) NodeExpandVolume(ctx context.Context, r *spec.NodeExpandVolumeReq
 			return nil, err
 		}
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	id, _ := ParseVolumeID(r.GetVolumeId()) // told by volume
-	unlock, err := d.locks.lock(volumeKey(id.Volume))
+	client, v, unlock, err := d.lockedVolume(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	v, err := d.volume(ctx, client, r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
 	at, err := n.at(r.GetVolumePath())
 	if err != nil {
 		return nil, err

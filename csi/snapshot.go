@@ -57,7 +57,11 @@ func (d *Driver) snapshots(ctx context.Context, c *control.Client, pool, volume 
 
 // snapshot gives the snapshot of an id, which must be one of this node. It may be
 // one that the driver did not make.
-func (d *Driver) snapshot(ctx context.Context, c *control.Client, id string) (*controlpb.Snapshot, error) {
+func (d *Driver) snapshot(ctx context.Context, id string) (*controlpb.Snapshot, error) {
+	client, err := d.daemon.client(ctx)
+	if err != nil {
+		return nil, err
+	}
 	i, err := ParseSnapshotID(id)
 	if err != nil {
 		return nil, status.Errorf(codes.NotFound, "snapshot %q: not found: %v", id, err)
@@ -65,7 +69,7 @@ func (d *Driver) snapshot(ctx context.Context, c *control.Client, id string) (*c
 	if !onNode(i.Node, d.config.NodeID) {
 		return nil, foreign("snapshot "+id, i.Node, d.config.NodeID)
 	}
-	l, err := c.Snapshots.List(ctx, &controlpb.ListSnapshotsRequest{Pool: i.Pool, Volume: i.Volume})
+	l, err := client.Snapshots.List(ctx, &controlpb.ListSnapshotsRequest{Pool: i.Pool, Volume: i.Volume})
 	if err != nil && !errors.Is(err, control.ErrNotFound) {
 		return nil, err
 	}
@@ -115,12 +119,8 @@ func (c *controller) CreateSnapshot(ctx context.Context, r *spec.CreateSnapshotR
 	if err := d.checkTopology(r.GetAccessibilityRequirements()); err != nil {
 		return nil, err
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
 	name := nameOf(r.GetName(), snapshotNameMax)
-	unlock, err := d.locks.lock(snapshotKey(name))
+	client, unlock, err := d.locked(ctx, snapshotKey(name))
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +142,7 @@ func (c *controller) CreateSnapshot(ctx context.Context, r *spec.CreateSnapshotR
 		}
 		return &spec.CreateSnapshotResponse{Snapshot: m}, nil
 	}
-	v, err := d.volume(ctx, client, r.GetSourceVolumeId())
+	v, err := d.volume(ctx, r.GetSourceVolumeId())
 	if err != nil {
 		return nil, err
 	}
@@ -174,16 +174,12 @@ func (c *controller) DeleteSnapshot(ctx context.Context, r *spec.DeleteSnapshotR
 	if err != nil {
 		return &spec.DeleteSnapshotResponse{}, nil // no snapshot ever had that id
 	}
-	client, err := d.daemon.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	unlock, err := d.locks.lock(snapshotKey(id.Snapshot))
+	client, unlock, err := d.locked(ctx, snapshotKey(id.Snapshot))
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	s, err := d.snapshot(ctx, client, r.GetSnapshotId())
+	s, err := d.snapshot(ctx, r.GetSnapshotId())
 	if status.Code(err) == codes.NotFound {
 		return &spec.DeleteSnapshotResponse{}, nil
 	}
@@ -207,7 +203,7 @@ func (c *controller) ListSnapshots(ctx context.Context, r *spec.ListSnapshotsReq
 		return nil, err
 	}
 	if r.GetSnapshotId() != "" {
-		s, err := d.snapshot(ctx, client, r.GetSnapshotId())
+		s, err := d.snapshot(ctx, r.GetSnapshotId())
 		if code := status.Code(err); err != nil && (code == codes.NotFound || code == codes.FailedPrecondition) {
 			return &spec.ListSnapshotsResponse{}, nil
 		}
@@ -259,7 +255,7 @@ func (c *controller) GetSnapshot(ctx context.Context, r *spec.GetSnapshotRequest
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.driver.snapshot(ctx, client, r.GetSnapshotId())
+	s, err := c.driver.snapshot(ctx, r.GetSnapshotId())
 	if err != nil {
 		return nil, err
 	}

@@ -61,7 +61,7 @@ func closeMembers(members []*member) error {
 func (e *Engine) openMember(r *reactor.Reactor, path string, readOnly bool) (*member, error) {
 	d, err := e.openDevice(path, readOnly)
 	if err != nil {
-		return nil, err
+		return nil, deviceError(path, err)
 	}
 	m := &member{path: path, device: d}
 	if m.label, err = e.layout.Probe(r, m.disk()); err != nil && !errors.Is(err, pool.ErrNotPool) {
@@ -81,7 +81,7 @@ func makeFile(temporary, path string, size uint64, force bool) error {
 	}
 	var fsys unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(path), &fsys); err != nil {
-		return fmt.Errorf("make %s: %w", path, err)
+		return deviceError(path, fmt.Errorf("make %s: the directory: %w", path, err))
 	}
 	if whole := fsys.Blocks * uint64(fsys.Bsize); whole > 0 && size > whole && !force {
 		return fmt.Errorf("make %s: %s do not fit: the whole filesystem has %s (--force makes the file all the same; it then runs full early): %w",
@@ -115,7 +115,7 @@ func fileError(path string, err error) error {
 	case errors.Is(err, unix.EFBIG):
 		return fmt.Errorf("make %s: the filesystem takes no file of this size (%w): %w", path, err, pool.ErrInvalid)
 	}
-	return fmt.Errorf("make %s: %w", path, err)
+	return &DeviceError{Path: path, Remedy: "name a directory that the daemon may make files in", Err: fmt.Errorf("make %s: %w", path, err)}
 }
 
 // prepared is a path that a pool is about to be made on.
@@ -141,7 +141,8 @@ func (e *Engine) prepare(paths []string, size uint64, force bool) (list []prepar
 		info, err := os.Stat(path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && size == 0:
-			return list, fmt.Errorf("%s: there is no such device or file (give a size, and a sparse file is made): %w", path, pool.ErrNotFound)
+			err := fmt.Errorf("%s: there is no such device or file (give a size, and a sparse file is made): %w", path, pool.ErrNotFound)
+			return list, &DeviceError{Path: path, Remedy: "`lsblk` shows the disks there are", Err: err}
 		case errors.Is(err, fs.ErrNotExist):
 			if slices.ContainsFunc(list, func(p prepared) bool { return p.path == path }) {
 				return list, fmt.Errorf("%s: named twice: %w", path, pool.ErrInvalid)
@@ -155,7 +156,7 @@ func (e *Engine) prepare(paths []string, size uint64, force bool) (list []prepar
 			}
 			list = append(list, prepared{path: path, now: temporary, made: true})
 		case err != nil:
-			return list, err
+			return list, deviceError(path, err)
 		case size > 0 && info.Mode().IsRegular():
 			return list, fileError(path, fs.ErrExist)
 		default:
@@ -273,7 +274,7 @@ func (e *Engine) places(given []string, own, devices bool) ([]string, error) {
 		}
 		info, err := os.Stat(path)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", err, pool.ErrInvalid)
+			return nil, &DeviceError{Path: path, Err: err}
 		}
 		if !info.IsDir() {
 			add(path)

@@ -609,8 +609,10 @@ func TestGrowAndAddDevice(t *testing.T) {
 	if err != nil || i.Total != 16*mib || i.Devices[0].Size != 16*mib {
 		t.Errorf("%+v, %v", i, err)
 	}
-	if i, err := g.e.GrowPool("", 4*mib); err != nil || i.Total != 16*mib {
-		t.Errorf("never smaller: %+v, %v", i, err)
+	_, err = g.e.GrowPool("", 4*mib)
+	wantError(t, "never smaller", err, pool.ErrInvalid, "4MiB are less than the 16MiB its files have")
+	if i, err := g.e.GrowPool("", 16*mib); err != nil || i.Total != 16*mib {
+		t.Errorf("as large as it is: %+v, %v", i, err)
 	}
 	second := g.path("second")
 	if i, err = g.e.AddDevice("a", second, 8*mib, false); err != nil || len(i.Devices) != 2 || !i.Devices[1].Present || i.Devices[1].Path != second {

@@ -182,7 +182,7 @@ func (e *Engine) shut(en *entry, reason error) error {
 	if en.devices > 0 {
 		n := en.devices
 		e.mu.Unlock()
-		return fmt.Errorf("pool %s: %d device(s) of it are open: %w", en.record.Name, n, pool.ErrInUse)
+		return fmt.Errorf("pool %s: its volumes and snapshots are open %d time(s): %w", en.record.Name, n, pool.ErrInUse)
 	}
 	en.leaving = true
 	if en.users == 0 {
@@ -197,7 +197,7 @@ func (e *Engine) shut(en *entry, reason error) error {
 		en.leaving, en.idle = false, make(chan struct{})
 		en.life, en.end = context.WithCancel(context.Background())
 		e.mu.Unlock()
-		return fmt.Errorf("pool %s: %d device(s) of it are open: %w", en.record.Name, n, pool.ErrInUse)
+		return fmt.Errorf("pool %s: its volumes and snapshots are open %d time(s): %w", en.record.Name, n, pool.ErrInUse)
 	}
 	p, members := en.pool, en.members
 	en.pool, en.members, en.reason = nil, nil, reason
@@ -337,7 +337,14 @@ func (e *Engine) ImportPool(s ImportSpec) (PoolInfo, error) {
 	}
 	switch {
 	case len(fits) == 0:
-		err := fmt.Errorf("import pool %s: on none of the %d places looked at: %w", what, len(places), pool.ErrNotFound)
+		where := fmt.Sprintf("the %d files and devices looked at", len(places))
+		if len(places) == 1 {
+			where = places[0]
+		}
+		err := fmt.Errorf("import pool %s: it is not on %s: %w", what, where, pool.ErrNotFound)
+		if what == "" {
+			err = fmt.Errorf("import: no pool that is not open already on %s: %w", where, pool.ErrNotFound)
+		}
 		for _, f := range failures {
 			err = fmt.Errorf("%w; %w", err, f.Err)
 		}

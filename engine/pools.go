@@ -127,6 +127,33 @@ func (e *Engine) find(name string) (*entry, error) {
 	return nil, fmt.Errorf("pool %s: %w", name, pool.ErrNotFound)
 }
 
+// changePool takes the turn to change the pool of a name, or the only one. The caller
+// gives it back, unless there is an error.
+func (e *Engine) changePool(name string) (*entry, error) {
+	if err := e.change(); err != nil {
+		return nil, err
+	}
+	en, err := e.find(name)
+	if err != nil {
+		<-e.turn
+	}
+	return en, err
+}
+
+// changeOpen is changePool of one that must be open, with a lease of it. The caller ends
+// that, and then gives the turn back.
+func (e *Engine) changeOpen(name string) (*entry, lease, error) {
+	en, err := e.changePool(name)
+	if err != nil {
+		return nil, lease{}, err
+	}
+	l, err := en.lease()
+	if err != nil {
+		<-e.turn
+	}
+	return en, l, err
+}
+
 // PoolSpec says what pool to make.
 type PoolSpec struct {
 	Name string
@@ -174,7 +201,7 @@ func (e *Engine) create(s PoolSpec, list []prepared) (*entry, error) {
 	for _, p := range list {
 		d, err := e.openDevice(p.now, false)
 		if err != nil {
-			return nil, errors.Join(err, closeMembers(members))
+			return nil, errors.Join(deviceError(p.now, err), closeMembers(members))
 		}
 		members = append(members, &member{path: p.now, device: d})
 	}
@@ -223,23 +250,17 @@ func (e *Engine) create(s PoolSpec, list []prepared) (*entry, error) {
 }
 
 // GrowPool takes into use what the devices of a pool have become larger by. With a
-// size, its files below that size are made that large first.
+// size, its files below that size are made that large first; pool.ErrInvalid when all
+// its files are larger.
 //
 // A device that cannot learn its new size while it is open has the pool closed and
 // opened anew: pool.ErrInUse while volumes of it are open.
 func (e *Engine) GrowPool(name string, size uint64) (PoolInfo, error) {
-	if err := e.change(); err != nil {
+	en, l, err := e.changeOpen(name)
+	if err != nil {
 		return PoolInfo{}, err
 	}
 	defer func() { <-e.turn }()
-	en, err := e.find(name)
-	if err != nil {
-		return PoolInfo{}, err
-	}
-	l, err := en.lease()
-	if err != nil {
-		return PoolInfo{}, err
-	}
 	defer func() { l.done() }()
 	fail := func(err error) (PoolInfo, error) {
 		return PoolInfo{}, fmt.Errorf("grow pool %s: %w", en.record.Name, err)
@@ -248,7 +269,10 @@ func (e *Engine) GrowPool(name string, size uint64) (PoolInfo, error) {
 		return fail(pool.ErrReadOnly)
 	}
 	if size > units.SizeMax {
-		return fail(fmt.Errorf("size %s: %w", units.FormatSize(size), pool.ErrInvalid))
+		return fail(fmt.Errorf("%s are more than a file can hold: %w", units.FormatSize(size), pool.ErrInvalid))
+	}
+	if least := smallestFile(en.members); size > 0 && size < least {
+		return fail(fmt.Errorf("%s are less than the %s its files have, and a pool cannot become smaller: %w", units.FormatSize(size), units.FormatSize(least), pool.ErrInvalid))
 	}
 	larger, blind := false, false
 	for _, m := range en.members {
@@ -295,6 +319,17 @@ func (e *Engine) GrowPool(name string, size uint64) (PoolInfo, error) {
 	return e.describe(en), nil
 }
 
+// smallestFile is the size of the smallest file among the devices of a pool, 0 if none
+// is a file.
+func smallestFile(members []*member) (least uint64) {
+	for _, m := range members {
+		if info, err := os.Stat(m.path); err == nil && info.Mode().IsRegular() && (least == 0 || uint64(info.Size()) < least) {
+			least = uint64(info.Size())
+		}
+	}
+	return least
+}
+
 // enlarge makes a file at least size bytes long. Other devices are left alone.
 func enlarge(path string, size uint64) error {
 	info, err := os.Stat(path)
@@ -318,18 +353,11 @@ func enlarge(path string, size uint64) error {
 // AddDevice makes a device part of a pool; a path that does not exist is made as a
 // sparse file of size bytes.
 func (e *Engine) AddDevice(name, path string, size uint64, force bool) (PoolInfo, error) {
-	if err := e.change(); err != nil {
+	en, l, err := e.changeOpen(name)
+	if err != nil {
 		return PoolInfo{}, err
 	}
 	defer func() { <-e.turn }()
-	en, err := e.find(name)
-	if err != nil {
-		return PoolInfo{}, err
-	}
-	l, err := en.lease()
-	if err != nil {
-		return PoolInfo{}, err
-	}
 	defer l.done()
 	list, err := e.prepare([]string{path}, size, force)
 	if err == nil {
@@ -380,14 +408,11 @@ func (e *Engine) DestroyPool(name string, force bool) error {
 	if name == "" {
 		return fmt.Errorf("destroy pool: no name: %w", pool.ErrInvalid) // never the default
 	}
-	if err := e.change(); err != nil {
-		return err
-	}
-	defer func() { <-e.turn }()
-	en, err := e.find(name)
+	en, err := e.changePool(name)
 	if err != nil {
 		return err
 	}
+	defer func() { <-e.turn }()
 	fail := func(err error) error { return fmt.Errorf("destroy pool %s: %w", name, err) }
 	l, err := en.lease()
 	if err != nil && !force {

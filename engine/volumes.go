@@ -166,8 +166,11 @@ func (e *Engine) reserve(name string) (release func(), err error) {
 // place reads where a new volume is to be: the pool may stand before its name.
 func (e *Engine) place(poolName, name string) (l lease, volume string, err error) {
 	if before, after, ok := strings.Cut(name, "/"); ok {
+		if err := ValidateName("pool", before); err != nil {
+			return lease{}, "", fmt.Errorf("volume %s: %w", name, err)
+		}
 		if poolName != "" && poolName != before {
-			return lease{}, "", fmt.Errorf("volume %s is not to be in pool %s: %w", name, poolName, pool.ErrInvalid)
+			return lease{}, "", fmt.Errorf("volume %s: what stands before the slash is its pool, but the pool asked for is %s: name one pool: %w", name, poolName, pool.ErrInvalid)
 		}
 		poolName, name = before, after
 	}

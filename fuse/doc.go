@@ -44,10 +44,9 @@
 //   - A process waits for itself when it uses its own device: by reading it, by sync(2),
 //     which is for all file systems and cannot be killed, or because the kernel wants
 //     memory and writes dirty pages of the device back for it. [Start]
-//     makes all threads of the process I/O flushers (PR_SET_IO_FLUSHER, Linux 5.6,
-//     CAP_SYS_RESOURCE), which is the kernel's remedy; in a program built with cgo only
-//     the reactors become ones. No swap on such a device, and no memory of the process
-//     swapped to it.
+//     makes all threads of the process I/O flushers (CAP_SYS_RESOURCE; package
+//     flusher), which is the kernel's remedy. No swap on such a device, and no memory
+//     of the process swapped to it.
 //   - The process opens its own file for a moment in Start, Resize and Stop. Killed in
 //     the few microseconds between its reading such a request and its answer, it cannot
 //     end, and neither can the locks of its store; it does when the connection is

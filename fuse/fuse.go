@@ -146,7 +146,7 @@ func (c *Config) check() error {
 	case c.Loop < AnyLoop || c.Loop >= loopsMax:
 		return fmt.Errorf("fuse: loop device %d: must be below %d", c.Loop, loopsMax)
 	case c.Queues < 0 || c.Queues > queuesMax || c.Queues > len(c.Reactors):
-		return fmt.Errorf("fuse: %d queues: at most %d and at most one per reactor", c.Queues, queuesMax)
+		return fmt.Errorf("fuse: %d queues: at most one for each reactor, of which there are %d, and at most %d", c.Queues, len(c.Reactors), queuesMax)
 	case c.Depth < 0 || c.Depth > depthMax:
 		return fmt.Errorf("fuse: depth %d: at most %d", c.Depth, depthMax)
 	case c.IOMax != 0 && (c.IOMax < ioMaxLeast || c.IOMax > ioMaxLimit):

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 	"github.com/ashlar-storage/ashlar/fuse/keeper"
+	"github.com/ashlar-storage/ashlar/internal/flusher"
 )
 
 // Target is a device that this process serves. Its methods are for ordinary
@@ -152,7 +153,7 @@ func newTarget(c *Config) *Target {
 
 // prepare makes the queues.
 func (t *Target) prepare() error {
-	becomeFlusher(t.config.Reactors, t.log)
+	flusher.Become(t.config.Reactors, t.log)
 	info := t.config.info(t.session.block)
 	info.ReadOnly = info.ReadOnly || t.session.readOnly
 	for _, r := range leastUsed(t.config.Reactors, t.config.Queues) {

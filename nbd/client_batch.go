@@ -36,7 +36,7 @@ func (b *clientBatch) reset() {
 	b.head, b.vectors, b.held, b.start = b.head[:0], b.vectors[:0], b.held[:0], 0
 }
 
-func (b *clientBatch) empty() bool { return len(b.head) == 0 && b.refused.first == nil }
+func (b *clientBatch) empty() bool { return len(b.head) == 0 && b.refused.First() == nil }
 
 func copiesPayload(r *Request, tls bool) bool {
 	limit := clientCopyMax

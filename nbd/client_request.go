@@ -8,6 +8,7 @@ import (
 
 	"github.com/ashlar-storage/ashlar/datapath"
 	"github.com/ashlar-storage/ashlar/internal/invariant"
+	"github.com/ashlar-storage/ashlar/nbd/internal/list"
 )
 
 // Request is one command to the server. Its maker owns it and may use it again
@@ -36,10 +37,10 @@ type Request struct {
 	Err  error // the result: valid inside and after Done
 
 	// Guarded by the client's mu.
-	state      requestState
-	slot       uint32   // in requestSent
-	result     error    // in a list: what it will end with, if already known
-	prev, next *Request // in a list
+	state  requestState
+	slot   uint32 // in requestSent
+	result error  // in a list: what it will end with, if already known
+	link   list.Link[Request]
 }
 
 type requestState uint8
@@ -57,41 +58,8 @@ type ContextStatus struct {
 	Extents []datapath.Extent
 }
 
-// clientQueue is a list through the requests themselves, so that it has neither
-// a bound nor a cost.
-type clientQueue struct{ first, last *Request }
-
-func (q *clientQueue) push(r *Request) {
-	r.prev, r.next = q.last, nil
-	if q.last != nil {
-		q.last.next = r
-	} else {
-		q.first = r
-	}
-	q.last = r
-}
-
-func (q *clientQueue) remove(r *Request) {
-	if r.prev != nil {
-		r.prev.next = r.next
-	} else {
-		q.first = r.next
-	}
-	if r.next != nil {
-		r.next.prev = r.prev
-	} else {
-		q.last = r.prev
-	}
-	r.prev, r.next = nil, nil
-}
-
-func (q *clientQueue) pop() *Request {
-	r := q.first
-	if r != nil {
-		q.remove(r)
-	}
-	return r
-}
+// clientQueue is a list of requests: of those that wait, or that the writer will end.
+type clientQueue = list.List[Request]
 
 // clientSlot is a request on the wire. Its cookie is its index in the low half
 // and a generation in the high half, so that a reply to a request of the past is
@@ -143,7 +111,7 @@ func (c *Client) Submit(r *Request) {
 		refusal = ErrClientClosed
 	}
 	r.state, r.result = requestQueued, refusal
-	c.queue.push(r)
+	c.queue.Push(&r.link, r)
 	switch {
 	case !c.stopped:
 		c.wake.Signal()
@@ -158,7 +126,7 @@ func (c *Client) Submit(r *Request) {
 func (c *Client) drain() {
 	for {
 		c.mu.Lock()
-		r := c.queue.pop()
+		r := c.queue.Pop()
 		if r == nil {
 			c.draining = false
 			c.mu.Unlock()
@@ -340,7 +308,7 @@ func (c *Client) freeSlotLocked(s *clientSlot) *Request {
 	if r != nil {
 		r.state = requestIdle
 	}
-	if c.queue.first != nil || c.closing {
+	if c.queue.First() != nil || c.closing {
 		c.wake.Signal()
 	}
 	return r
@@ -353,7 +321,7 @@ func (c *Client) abandon(r *Request) bool {
 	defer c.mu.Unlock()
 	switch r.state {
 	case requestQueued:
-		c.queue.remove(r)
+		c.queue.Remove(&r.link)
 		r.state = requestIdle
 		c.wake.Signal() // the writer may be closing and wait for the last request
 		return true
@@ -388,7 +356,7 @@ func (c *Client) write() {
 		if s := &c.slots[i]; s.inUse {
 			if r := c.freeSlotLocked(s); r != nil {
 				r.result = nil
-				c.out.refused.push(r)
+				c.out.refused.Push(&r.link, r)
 			}
 		}
 	}
@@ -396,7 +364,7 @@ func (c *Client) write() {
 	c.finishAll(&c.out.refused)
 	for {
 		c.mu.Lock()
-		r := c.queue.pop()
+		r := c.queue.Pop()
 		if r == nil {
 			c.stopped = true
 			c.mu.Unlock()
@@ -404,7 +372,7 @@ func (c *Client) write() {
 		}
 		r.state = requestIdle
 		c.mu.Unlock()
-		c.out.refused.push(r)
+		c.out.refused.Push(&r.link, r)
 		c.finishAll(&c.out.refused)
 	}
 }
@@ -423,8 +391,8 @@ func (c *Client) writeFailed(err error) {
 
 // finishAll ends the requests of a list of the writer, with their result or,
 // when they have none, with what the client died of.
-func (c *Client) finishAll(list *clientQueue) {
-	for r := list.pop(); r != nil; r = list.pop() {
+func (c *Client) finishAll(l *clientQueue) {
+	for r := l.Pop(); r != nil; r = l.Pop() {
 		err := r.result
 		if err == nil {
 			err = c.Err()
@@ -443,17 +411,17 @@ func (c *Client) gather() bool {
 			c.mu.Unlock()
 			return false
 		}
-		for r := c.queue.first; r != nil; r = c.queue.first {
+		for r := c.queue.First(); r != nil; r = c.queue.First() {
 			if r.result != nil {
-				c.queue.remove(r)
+				c.queue.Remove(&r.link)
 				r.state = requestIdle
-				c.out.refused.push(r)
+				c.out.refused.Push(&r.link, r)
 				continue
 			}
 			if len(c.free) == 0 || !c.out.fits(r, c.tls) {
 				break
 			}
-			c.queue.remove(r)
+			c.queue.Remove(&r.link)
 			s := c.takeSlotLocked(r)
 			s.held = c.out.add(s, r, c.headers == HeadersExtended, c.tls)
 		}
@@ -461,7 +429,7 @@ func (c *Client) gather() bool {
 			c.mu.Unlock()
 			return true
 		}
-		if c.closing && c.queue.first == nil && c.busy == 0 {
+		if c.closing && c.queue.First() == nil && c.busy == 0 {
 			break
 		}
 		c.wake.Wait()
@@ -498,11 +466,11 @@ func (c *Client) letGo() {
 		result := s.err
 		if r := c.freeSlotLocked(s); r != nil {
 			r.result = result
-			c.out.ended.push(r)
+			c.out.ended.Push(&r.link, r)
 		}
 	}
 	c.mu.Unlock()
-	for r := c.out.ended.pop(); r != nil; r = c.out.ended.pop() {
+	for r := c.out.ended.Pop(); r != nil; r = c.out.ended.Pop() {
 		finishRequest(r, r.result)
 	}
 }

@@ -827,7 +827,7 @@ func TestFioVerifiesWhatItWrote(t *testing.T) {
 	fio := testenv.RequireCommand(t, "fio", "fio")
 	target := start(t, ublk.Config{Device: memory(t, 64<<20), ID: ublk.AnyID, Queues: 2, Reactors: reactors(t, 2)})
 	command(t, fio, "--name=verify", "--filename="+target.Path(), "--direct=1", "--ioengine=libaio", "--rw=randrw", "--bsrange=4k-128k",
-		"--iodepth=16", "--size=16m", "--verify=crc32c", "--verify_fatal=1", "--randseed=15", "--output-format=terse")
+		"--iodepth=16", "--size=16m", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randseed=15", "--output-format=terse")
 }
 
 // TestKilledRecoveries kills processes while they recover the device, too.

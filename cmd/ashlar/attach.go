@@ -104,7 +104,7 @@ also a name for it, /dev/ashlar/POOL/VOLUME.
 	}, completeSources)
 	flags := c.Flags()
 	flags.StringVar(&via, "via", "auto", "driver: auto, ublk, nbd, fuse")
-	flags.Uint32Var(&queues, "queues", 0, "hardware queues, or connections of nbd (default as suits)")
+	flags.Uint32Var(&queues, "queues", 0, "hardware queues, or connections of nbd; of fuse at most one per reactor (default as suits)")
 	flags.Uint32Var(&depth, "depth", 0, "requests in flight per queue (default as suits)")
 	flags.BoolVar(&readOnly, "read-only", false, "refuse writes")
 	completeWords(c, "via", "auto", "ublk", "nbd", "fuse")
@@ -166,7 +166,7 @@ waiting while requests wait for a daemon or a source that is away; or failed.
 nobody serves is "waiting: no server".` + controlHelp,
 		Example: `  ashlar devices
   ashlar devices --support`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 	}, func(s *session, _ []string) error {
 		var l *controlpb.ListDevicesResponse
 		client, err := s.client()

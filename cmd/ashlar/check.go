@@ -22,6 +22,7 @@ const checkEvery = 200 * time.Millisecond
 func newPoolCheckCommand() *cobra.Command {
 	var f daemon.PoolCheck
 	var output string
+	var asJSON bool
 	c := &cobra.Command{
 		Use: "check [flags] DEVICE|FILE...", Short: "Verify a closed pool on its devices, completely",
 		Long: `Check verifies a pool that is not open, without a daemon: every copy of every
@@ -64,6 +65,9 @@ Exit codes: 0 no damage; 1 it could not be checked; 2 the command line is wrong;
 		case f.RecomputeSums && !f.Repair:
 			return usagef("--recompute-checksums needs --repair")
 		}
+		if asJSON {
+			output = "json"
+		}
 		config := f
 		config.Paths = args
 		p := newProgress(c.ErrOrStderr())
@@ -98,6 +102,8 @@ Exit codes: 0 no damage; 1 it could not be checked; 2 the command line is wrong;
 	c.Flags().BoolVar(&f.Repair, "repair", false, "write damaged copies again from the good ones")
 	c.Flags().BoolVar(&f.RecomputeSums, "recompute-checksums", false, "with --repair: make lost checksums from the blocks as they are, rot included")
 	addOutputFlag(c, &output)
+	c.Flags().BoolVar(&asJSON, "json", false, "the same as --output json")
+	c.MarkFlagsMutuallyExclusive("json", "output")
 	return c
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -34,6 +35,35 @@ func completeRest(c *cobra.Command) {
 	})
 	for _, sub := range c.Commands() {
 		completeRest(sub)
+	}
+}
+
+// refuseUnknown has the commands that cobra adds, help and completion, refuse words
+// they do not know, as all others do. It comes after root has its output: completion
+// scripts go where that was then.
+func refuseUnknown(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			c.Run, c.RunE = nil, func(c *cobra.Command, args []string) error {
+				about, rest, err := root.Find(args)
+				if err != nil || len(rest) > 0 {
+					return usagef("there is no command %q to help with", strings.Join(args, " "))
+				}
+				about.InitDefaultHelpFlag() // or it is not shown
+				return about.Help()
+			}
+		case "completion":
+			c.Args = func(_ *cobra.Command, args []string) error {
+				if len(args) > 0 {
+					return usagef("no completion for the shell %q: there is one for bash, fish, powershell and zsh", args[0])
+				}
+				return nil
+			}
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() } // else its arguments are not checked
+		}
 	}
 }
 

@@ -223,29 +223,40 @@ func list[M proto.Message](s *session, items []M, noun string, head []string, ro
 	return t.write(s.out())
 }
 
-// finish prints the job a command has begun, after its end with wait. The text
-// says what the command did.
+// finish prints the job a command has begun, after its end with wait. A job that
+// cannot go on before somebody acts is not waited for. The text says what the command
+// did.
 func (s *session) finish(job *controlpb.Job, wait bool, text string) error {
 	c, err := s.client()
 	if err != nil {
 		return err
 	}
-	if wait && job.GetState() == controlpb.JobState_JOB_STATE_RUNNING {
+	if wait && job.GetState() == controlpb.JobState_JOB_STATE_RUNNING && job.GetNote() == "" {
 		p := newProgress(s.cmd.ErrOrStderr())
 		id := job.GetId()
-		job, err = c.WaitJob(s.ctx, id, func(j *controlpb.Job) { p.show(j, time.Now()) })
+		ctx, leave := context.WithCancel(s.ctx)
+		defer leave()
+		job, err = c.WaitJob(ctx, id, func(j *controlpb.Job) {
+			p.show(j, time.Now())
+			if j.GetNote() != "" {
+				leave()
+			}
+		})
 		p.end()
-		if errors.Is(err, control.ErrCanceled) {
+		switch {
+		case errors.Is(err, control.ErrCanceled) && job.GetNote() != "":
+		case errors.Is(err, control.ErrCanceled):
 			return fmt.Errorf("interrupted; job %s goes on in the daemon", id)
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
 	}
 	running := job.GetState() == controlpb.JobState_JOB_STATE_RUNNING
 	err = s.one(job, func(out io.Writer) error {
 		var err error
-		if running {
+		if running && job.GetNote() != "" {
+			_, err = fmt.Fprintf(out, "%s: job %s waits: %s\n", text, job.GetId(), job.GetNote())
+		} else if running {
 			_, err = fmt.Fprintf(out, "%s: job %s goes on; `ashlar job watch %s` follows it\n", text, job.GetId(), job.GetId())
 		} else {
 			_, err = fmt.Fprintf(out, "%s: %s\n", text, jobEnd(job))
@@ -366,6 +377,14 @@ func exactly(names ...string) cobra.PositionalArgs {
 		}
 		return noEmpty(args)
 	}
+}
+
+// noArguments is cobra.NoArgs for commands without verbs.
+func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%q is too much: %s takes no argument", args[0], c.CommandPath())
+	}
+	return nil
 }
 
 // noEmpty refuses empty names: an unset shell variable is not "the only one".

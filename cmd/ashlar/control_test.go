@@ -233,7 +233,9 @@ func (d *fakeDaemon) handle(_ any, stream grpc.ServerStream) error {
 }
 
 // forever says whether a call is never to end by itself.
-func forever(request proto.Message) bool { return strings.Contains(fmt.Sprint(request), `"forever"`) }
+func forever(request proto.Message) bool {
+	return strings.Contains(fmt.Sprint(request), `"forever"`) || strings.Contains(fmt.Sprint(request), `"tank/waits"`)
+}
 
 // given is an object without what is at its default.
 func given(o object) object {
@@ -321,6 +323,8 @@ const (
 
 func withID(j *controlpb.Job, id string) *controlpb.Job { j.Id = id; return j }
 
+func noted(j *controlpb.Job) *controlpb.Job { j.Note = "two clones stand on it"; return j }
+
 func withName(p *controlpb.Pool, name string) *controlpb.Pool {
 	p = proto.CloneOf(p)
 	p.Name = name
@@ -398,9 +402,21 @@ var answers = map[string]func(proto.Message) []proto.Message{
 		}
 	},
 	"Snapshots.Create": always(monday), "Snapshots.Revert": always(vm1),
-	"Snapshots.List":   always(&controlpb.ListSnapshotsResponse{Snapshots: []*controlpb.Snapshot{monday, tuesday}}),
-	"Snapshots.Delete": always(job(jobMerge, jobRunning, "vm1@monday", 0)),
+	"Snapshots.List": always(&controlpb.ListSnapshotsResponse{Snapshots: []*controlpb.Snapshot{monday, tuesday}}),
+	"Snapshots.Delete": func(r proto.Message) []proto.Message {
+		j := job(jobMerge, jobRunning, "vm1@monday", 0)
+		switch r.(*controlpb.DeleteSnapshotRequest).GetVolume() {
+		case "base":
+			return one(noted(j))
+		case "late": // which the report tells, not the answer
+			return one(withID(j, "tank/waits"))
+		}
+		return one(j)
+	},
 	"Jobs.List": func(r proto.Message) []proto.Message {
+		if r.(*controlpb.ListJobsRequest).GetPool() == "cellar" {
+			return one(&controlpb.ListJobsResponse{Jobs: []*controlpb.Job{noted(job(jobMerge, jobRunning, "base@monday", 0))}})
+		}
 		jobs := []*controlpb.Job{withID(job(jobScrub, jobRunning, tank, 1<<30), "tank/8")}
 		if !r.(*controlpb.ListJobsRequest).GetRunning() {
 			failed := withID(job(jobMerge, jobFailed, "vm1@old", 5), "tank/6")
@@ -413,6 +429,9 @@ var answers = map[string]func(proto.Message) []proto.Message{
 	},
 	"Jobs.Watch": func(r proto.Message) []proto.Message {
 		id := r.(*controlpb.WatchJobRequest).GetId()
+		if id == "tank/waits" {
+			return one(noted(withID(job(jobMerge, jobRunning, "late@monday", 0), id)))
+		}
 		if id == "forever" {
 			return one(withID(job(jobMerge, jobRunning, "vm1@monday", 1<<30), id))
 		}

@@ -54,7 +54,7 @@ SIGTERM and SIGINT end it after the calls under way.`,
   ashlar csi --node-id "$NODE_NAME" \
       --endpoint unix:///var/lib/kubelet/plugins/` + csi.Name + `/csi.sock \
       --registration-socket /var/lib/kubelet/plugins_registry/` + csi.Name + `-reg.sock`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return f.run() },
 	}
 	flags := c.Flags()

@@ -19,7 +19,7 @@ func TestWrongCSICommandLinesEndWithTwo(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"more"}, "more"},
+		{[]string{"more"}, `"more" is too much: ashlar csi takes no argument`},
 		{[]string{"--mode", "both"}, "controller, node or all"},
 		{[]string{"--endpoint", "127.0.0.1:1"}, "unix:///PATH"},
 		{[]string{"--endpoint", "relative"}, "endpoint"},

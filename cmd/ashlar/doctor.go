@@ -50,7 +50,7 @@ Exit codes: 0 nothing is a failure; 1 something is; 2 the command line is wrong.
 		Example: `  ashlar doctor
   sudo ashlar doctor --data-dir /srv/ashlar
   ashlar doctor --output json | jq '.items[] | select(.level == "failure")'`,
-		Args:                  cobra.NoArgs,
+		Args:                  noArguments,
 		DisableFlagsInUseLine: true,
 	}
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -14,7 +14,7 @@ import (
 func newEventsCommand() *cobra.Command {
 	r := new(controlpb.WatchEventsRequest)
 	c, s := controlCommand(&cobra.Command{
-		Use: "events [flags]", Aliases: []string{"event"}, Short: "Show what an operator should hear of", Args: cobra.NoArgs,
+		Use: "events [flags]", Aliases: []string{"event"}, Short: "Show what an operator should hear of", Args: noArguments,
 		Long: `Events shows what happened to the pools of a daemon since it began: damaged blocks,
 failed devices, pools that fill up. With --follow it goes on until it is stopped.` + controlHelp,
 		Example: `  ashlar events

@@ -44,8 +44,9 @@ type exportFlags struct {
 	limitBandwidth units.Bandwidth
 	delay          time.Duration
 
-	metrics  string
-	slowIO   time.Duration
+	metrics string
+	slowIO  time.Duration
+	deadFlags
 	pidFile  string
 	runShell string
 	logFlags
@@ -67,7 +68,7 @@ page cache) is chosen by probing the file, and logged with --verbose.
 
 FILE may also be the URI of an export of another NBD server (nbd://, nbds://,
 nbd+unix://, nbds+unix://). Its connections are made again when they break, and
-requests wait for that, up to five minutes, instead of failing.
+requests wait for that, up to --dead-timeout, instead of failing.
 
 SIGTERM and SIGINT drain: no new connection is taken, requests in flight are
 finished, clients are told that the server is going. A second signal cuts.`,
@@ -104,6 +105,7 @@ finished, clients are told that the server is going. A second signal cuts.`,
 
 	flags.StringVar(&f.metrics, "metrics", "", "serve /metrics, /healthz and /debug/pprof by HTTP on this loopback HOST:PORT")
 	flags.DurationVar(&f.slowIO, "slow-io", 0, "log requests that take at least this long, with where the time went (0: none)")
+	f.deadFlags.add(c, "requests of a URI fail after waiting this long for its server (0: never)")
 	flags.StringVar(&f.pidFile, "pid-file", "", "write the process id here once clients can connect")
 	flags.StringVar(&f.runShell, "run", "", "run this shell command with $uri set, then end with its exit code")
 	f.logFlags.add(c)
@@ -159,7 +161,7 @@ func (f *exportFlags) config(c *cobra.Command, args []string) (daemon.ExportConf
 		},
 		ReadOnly: f.readOnly, Access: filedev.Access(f.access),
 		Reactors: f.reactors, CPUs: f.pin, Poll: reactor.PollMode(f.poll), Engine: reactor.EngineKind(f.engine), BufferBytes: int64(f.buffers),
-		TLS: nbd.TLSMode(f.tls), TLSOnly: f.tlsOnly, NoList: f.noList, Connections: f.connections, Depth: f.depth, Log: log,
+		TLS: nbd.TLSMode(f.tls), TLSOnly: f.tlsOnly, NoList: f.noList, Connections: f.connections, Depth: f.depth, DeadTimeout: f.deadFlags.config(), Log: log,
 	}
 	switch {
 	case f.delay < 0 || f.delay > time.Minute:
@@ -167,14 +169,19 @@ func (f *exportFlags) config(c *cobra.Command, args []string) (daemon.ExportConf
 	case f.slowIO < 0:
 		return config, usagef("--slow-io %v: must be 0 or more", f.slowIO)
 	}
-	if err := cmp.Or(f.reactorFlags.check(), f.nbdFlags.check(), oneOf("access", f.access, "auto", "direct", "inline", "buffered")); err != nil {
+	if err := cmp.Or(f.reactorFlags.check(), f.nbdFlags.check(), f.deadFlags.check(), oneOf("access", f.access, "auto", "direct", "inline", "buffered")); err != nil {
 		return config, err
 	}
 	if config.Sources, err = f.sources(c, args); err != nil {
 		return config, err
 	}
-	config.TLSConfig, config.ClientNames, err = f.loadTLS()
-	return config, err
+	if config.TLSConfig, config.ClientNames, err = f.loadTLS(); err != nil {
+		return config, err
+	}
+	if err := config.Check(); err != nil {
+		return config, &usageError{err}
+	}
+	return config, nil
 }
 
 func (f *exportFlags) run(c *cobra.Command, args []string) (err error) {

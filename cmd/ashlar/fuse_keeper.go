@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ashlar-storage/ashlar/fuse/keeper"
+	"github.com/ashlar-storage/ashlar/internal/flusher"
 )
 
 type fuseKeeperFlags struct {
@@ -34,7 +35,7 @@ It needs no configuration, reads no disk, and may be restarted while the daemon 
 SIGTERM and SIGINT end it, but not while it holds a device that no daemon serves: then
 it waits for one, and a second signal ends it, and the devices with it.`,
 		Example: `  ashlar fuse-keeper --socket /run/ashlar/keeper.sock`,
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE:    func(*cobra.Command, []string) error { return f.run() },
 	}
 	flags := c.Flags()
@@ -61,6 +62,8 @@ func (f *fuseKeeperFlags) run() error {
 	if err != nil {
 		return err
 	}
+	// A daemon that comes back needs it, and pages of its devices wait for the daemon.
+	flusher.Become(nil, log)
 	// The last to be killed when memory is short: it has little, and much would end.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0) // needs root
 	stop := make(chan struct{})

@@ -22,7 +22,7 @@ the merge of a deleted snapshot, the freeing of a deleted volume's space.`,
 func newJobListCommand() *cobra.Command {
 	r := new(controlpb.ListJobsRequest)
 	c, s := controlCommand(&cobra.Command{
-		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List the jobs under way and the last that ended", Args: cobra.NoArgs,
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List the jobs under way and the last that ended", Args: noArguments,
 		Example: "  ashlar job list --running",
 	}, func(s *session, _ []string) error {
 		client, err := s.client()
@@ -47,7 +47,11 @@ func jobRow(j *controlpb.Job) []string {
 	if j.GetTotalBytes() > 0 {
 		total = humane(j.GetTotalBytes())
 	}
-	if result == "" && j.GetDamagedBlocks() > 0 {
+	switch {
+	case result != "":
+	case j.GetNote() != "":
+		result = "waits: " + j.GetNote()
+	case j.GetDamagedBlocks() > 0:
 		result = fmt.Sprintf("%d damaged blocks", j.GetDamagedBlocks())
 	}
 	return []string{j.GetId(), word(j.GetKind()), j.GetPool(), j.GetTarget(), word(j.GetState()), humane(j.GetDoneBytes()), total,
@@ -90,7 +94,8 @@ func jobError(j *controlpb.Job) error {
 func newJobWatchCommand() *cobra.Command {
 	c, _ := controlCommand(&cobra.Command{
 		Use: "watch [flags] JOB", Short: "Follow a job to its end",
-		Long: `Watch shows the progress of a job, with its rate and the time left, until it ends.
+		Long: `Watch shows the progress of a job, with its rate and the time left, until it ends;
+of one that waits for somebody to act, what it waits for.
 A job that fails, or a scrub that finds damage, gives exit code 1. With --output
 json each state is an object on a line.`,
 		Example: "  ashlar job watch tank/7",

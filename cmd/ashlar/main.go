@@ -50,6 +50,7 @@ func execute(args []string, in io.Reader, out, errs io.Writer) int {
 	root.SetOut(out)
 	root.SetErr(errs)
 	began := false
+	refuseUnknown(root)
 	noteStart(root, &began)
 	command, err := root.ExecuteC()
 	if err == nil {
@@ -73,9 +74,11 @@ func newRootCommand() *cobra.Command {
 		Use:   "ashlar",
 		Short: "Userspace block devices over NBD",
 		Long: `Ashlar is a userspace block device engine. It exports files, disks and memory as
-block devices over NBD, and measures them. A daemon keeps pools with thin volumes
-and snapshots; pool, volume, snapshot, job and events ask it, why and top show where
-its time goes, and doctor whether a host has what it needs.
+block devices over NBD, and measures them. A daemon (serve) keeps pools with thin
+volumes and snapshots; pool, volume, snapshot, job and events ask it, and attach,
+detach and devices make volumes, files and exports of other servers block devices
+of this host. why and top show where its time goes, doctor whether a host has what
+it needs; csi is the driver for Kubernetes.
 
 Exit codes: 0 done; 1 what was asked could not be done; 2 the command line is
 wrong; with export --run, the exit code of the command that was run; pool check

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,11 +18,26 @@ import (
 // they were built with: the race detector, -tags invariants.
 const mainVariable = "ASHLAR_TEST_MAIN"
 
+// mainToo, as its value, has what the command starts be the command too: a daemon that
+// hands over becomes one again.
+const mainToo = "children too"
+
 func TestMain(m *testing.M) {
 	_ = os.Setenv("TZ", "UTC") // tables show local time; fails for an empty name only
-	if os.Getenv(mainVariable) != "" {
-		_ = os.Unsetenv(mainVariable) // not for children; fails for an empty name only
+	if value := os.Getenv(mainVariable); value != "" {
+		if value != mainToo {
+			_ = os.Unsetenv(mainVariable) // not for children; fails for an empty name only
+		}
 		os.Exit(run(os.Args[1:]))
+	}
+	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
+		// What the command starts, such as a keeper: were it the tests again, they would
+		// start it again, without an end.
+		os.Exit(run(os.Args[1:]))
+	}
+	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-test.") {
+		fmt.Fprintf(os.Stderr, "%q is for the command, which this is with %s=%q: the tests are not run instead\n", os.Args[1:], mainVariable, mainToo)
+		os.Exit(exitFailure)
 	}
 	os.Exit(m.Run())
 }
@@ -111,6 +127,7 @@ func TestWrongCommandLinesEndWithTwo(t *testing.T) {
 		{with("--engine", "x"), "--engine"},
 		{with("--access", "x"), "--access"},
 		{with("--slow-io", "-1s"), "--slow-io"},
+		{with("--dead-timeout", "10ms"), "--dead-timeout"},
 		{with("--buffers", "1MiB"), "--buffers"},
 		{with("--buffers", "65GiB"), "--buffers"},
 		{with("--connections", "0"), "--connections"},
@@ -128,8 +145,10 @@ func TestWrongCommandLinesEndWithTwo(t *testing.T) {
 		{with("--tls-allow", "n"), "--tls"},
 		{with("--tls", "on", "--tls-cert", "c", "--tls-key", "k", "--tls-allow", "n"), "--tls-ca"},
 		{[]string{"version", "--output", "xml"}, "--output"},
-		{[]string{"version", "more"}, "more"},
-		{[]string{"man", "more"}, "more"},
+		{[]string{"version", "more"}, "takes no argument"},
+		{[]string{"man", "more"}, "takes no argument"},
+		{[]string{"serve", "more"}, "takes no argument"},
+		{[]string{"fuse-keeper", "more"}, "takes no argument"},
 		{[]string{"bench"}, "TARGET"},
 	} {
 		code, stdout, stderr := ashlar(t, c.args...)
@@ -176,6 +195,16 @@ func TestCompletionForEveryShell(t *testing.T) {
 		offered := strings.Fields(stdout)
 		if len(offered) < len(words) || !slices.Equal(offered[:len(words)], words) || code != 0 {
 			t.Errorf("%s: offered %q, want %q", flag, offered, words)
+		}
+	}
+	for typed, words := range map[string][]string{
+		"": {"disks", "reactors", "io_uring", "nbd", "ublk", "none"}, "n": {"nbd", "none"},
+		"disks,n": {"disks,nbd"}, "disks,nbd,": {"disks,nbd,reactors", "disks,nbd,io_uring", "disks,nbd,ublk"},
+	} {
+		code, stdout, _ := ashlar(t, "__complete", "serve", "--observe", typed)
+		offered, directive, _ := strings.Cut(stdout, ":")
+		if !slices.Equal(strings.Fields(offered), words) || code != 0 || !strings.HasPrefix(directive, "6\n") { // no file, no space
+			t.Errorf("--observe %s: offered %q", typed, stdout)
 		}
 	}
 }

@@ -15,7 +15,7 @@ func newManCommand() *cobra.Command {
 		Use:     "man",
 		Short:   "Write the manual pages",
 		Example: "  ashlar man --dir docs/man",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		Hidden:  true,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := os.MkdirAll(dir, 0o755); err != nil {

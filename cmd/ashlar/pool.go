@@ -1,13 +1,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ashlar-storage/ashlar/control"
 	"github.com/ashlar-storage/ashlar/control/controlpb"
 	"github.com/ashlar-storage/ashlar/internal/units"
 )
@@ -68,7 +72,7 @@ the daemon makes one file in its data directory: good for a first try.`,
 
 func newPoolListCommand() *cobra.Command {
 	c, _ := controlCommand(&cobra.Command{
-		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List the pools", Args: cobra.NoArgs,
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List the pools", Args: noArguments,
 		Example: "  ashlar pool list",
 	}, func(s *session, _ []string) error {
 		client, err := s.client()
@@ -361,13 +365,25 @@ cannot be read then.`,
 		}
 		p, err := client.Pools.Open(s.ctx, request)
 		if err != nil {
-			return err
+			return s.nameHint(args, request, err)
 		}
 		return s.say(p, "pool %s is %s: %s, %d volumes", p.GetName(), word(p.GetState()), humane(p.GetTotalBytes()), p.GetVolumeCount())
 	}, completeFiles)
 	c.Flags().StringVar(&r.Name, "name", "", "the pool's name or uuid")
 	c.Flags().BoolVar(&r.ReadOnly, "read-only", false, "write nothing; devices may be missing")
 	return c
+}
+
+// nameHint is err of an import, with a word about --name where the one path given is
+// no file but may well be a name.
+func (s *session) nameHint(args []string, r *controlpb.OpenPoolRequest, err error) error {
+	if len(args) != 1 || r.GetName() != "" || strings.Contains(args[0], "/") || !s.unix() || errors.Is(err, control.ErrUnavailable) {
+		return err
+	}
+	if _, statErr := os.Stat(args[0]); !errors.Is(statErr, fs.ErrNotExist) {
+		return err
+	}
+	return fmt.Errorf("%w; if %s is the name of a pool, give --name %s", err, args[0], args[0])
 }
 
 func newPoolCloseCommand() *cobra.Command {

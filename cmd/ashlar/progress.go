@@ -24,6 +24,7 @@ type progress struct {
 	terminal bool
 	width    int       // of what the line shows now
 	last     time.Time // of the last plain line
+	note     string    // of the last plain line
 	samples  []sample  // of the last rateWindow, oldest first
 }
 
@@ -43,11 +44,15 @@ type work struct {
 	done, total  uint64 // bytes
 	running      bool
 	damaged      uint64 // blocks
+	note         string // why it does not go on, "" when it does
 }
 
 // show shows the state of a job at a time.
 func (p *progress) show(j *controlpb.Job, now time.Time) {
-	p.showWork(work{word(j.GetKind()), j.GetTarget(), j.GetDoneBytes(), j.GetTotalBytes(), j.GetState() == controlpb.JobState_JOB_STATE_RUNNING, j.GetDamagedBlocks()}, now)
+	p.showWork(work{
+		kind: word(j.GetKind()), target: j.GetTarget(), done: j.GetDoneBytes(), total: j.GetTotalBytes(),
+		running: j.GetState() == controlpb.JobState_JOB_STATE_RUNNING, damaged: j.GetDamagedBlocks(), note: j.GetNote(),
+	}, now)
 }
 
 func (p *progress) showWork(w work, now time.Time) {
@@ -57,9 +62,9 @@ func (p *progress) showWork(w work, now time.Time) {
 		fmt.Fprintf(p.out, "\r%s%s", text, strings.Repeat(" ", max(p.width-len(text), 0)))
 		p.width = len(text)
 	case !w.running: // the result says it
-	case p.last.IsZero() || now.Sub(p.last) >= plainEvery:
+	case p.last.IsZero() || now.Sub(p.last) >= plainEvery || w.note != p.note:
 		fmt.Fprintln(p.out, text)
-		p.last = now
+		p.last, p.note = now, w.note
 	}
 }
 
@@ -96,6 +101,9 @@ func (p *progress) line(w work, now time.Time) string {
 	}
 	if w.damaged > 0 {
 		text += fmt.Sprintf(", %d damaged blocks", w.damaged)
+	}
+	if w.note != "" {
+		text += ", waits: " + w.note
 	}
 	return text
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -25,6 +24,7 @@ import (
 
 type serveFlags struct {
 	dataDir, config string
+	checkOnly       bool
 
 	defaultPool   units.Size
 	poolFile      string
@@ -43,6 +43,7 @@ type serveFlags struct {
 	controlTLSCert, controlTLSKey, controlTLSCA string
 	controlAllow                                []string
 
+	deadFlags
 	keeper string
 	reactorFlags
 	metrics string
@@ -83,15 +84,22 @@ the next start recovers.
 
 SIGHUP hands over: the daemon drains and becomes the program that lies at its path
 now, with the same options; that is how it is upgraded and its configuration read
-anew. Listening sockets stay open, and attached devices only wait.`,
+anew. Listening sockets stay open, and attached devices only wait. Before, it has that
+program check all that it would start with: where something is wrong, the log says
+what, and the daemon goes on as it is. The data directory stays the same.
+
+--check is that check, for an operator: it reads the options and files, looks whether
+addresses are free that the running daemon does not have, and ends; with exit code 0
+if a daemon could start or take over.`,
 		Example: `  # a first try: one pool in a sparse file, a volume, and a look at it
   ashlar serve --data-dir /tmp/node --socket /tmp/node/control.sock --default-pool 10GiB &
   export ASHLAR_SERVER=unix:///tmp/node/control.sock
   ashlar volume create data --size 1GiB
   nbdinfo nbd://localhost/data
 
-  # a node as systemd runs it (deploy/systemd)
+  # a node as systemd runs it (deploy/systemd); is its configuration right?
   ashlar serve --config /etc/ashlar/serve.yaml
+  ashlar serve --config /etc/ashlar/serve.yaml --check
 
   # /etc/ashlar/serve.yaml
   data-dir: /var/lib/ashlar
@@ -100,12 +108,13 @@ anew. Listening sockets stay open, and attached devices only wait.`,
   tls-cert: /etc/ashlar/server.pem
   tls-key: /etc/ashlar/server.key
   reactors: 2`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error { return f.run(c) },
 	}
 	flags := c.Flags()
 	flags.StringVar(&f.dataDir, "data-dir", "", "directory of this node's state")
 	flags.StringVar(&f.config, "config", "", "YAML file of options, by the names of these flags")
+	flags.BoolVar(&f.checkOnly, "check", false, "say whether a daemon could start, or take over, with these options, and end")
 
 	flags.Var(&f.defaultPool, "default-pool", `in a new data directory, make a pool "default" in a sparse file of this size`)
 	flags.StringVar(&f.poolFile, "pool-file", "", "path of that file (default: in the data directory)")
@@ -127,10 +136,12 @@ anew. Listening sockets stay open, and attached devices only wait.`,
 	flags.StringVar(&f.controlTLSCA, "control-tls-ca", "", "PEM file with the authorities that its clients' certificates must come from")
 	flags.StringArrayVar(&f.controlAllow, "control-allow", nil, "only clients whose certificate has this name may use the control API on TCP (repeatable)")
 
+	f.deadFlags.add(c, "requests fail after waiting this long: of a device attached through nbd, for a daemon; of a URI, for its server (0: never)")
 	flags.StringVar(&f.keeper, "fuse-keeper", "", "socket of a fuse-keeper that holds devices attached through FUSE (default: one is started when needed)")
 	f.reactorFlags.add(c)
 	flags.StringVar(&f.metrics, "metrics", "", "serve /metrics, /healthz and /debug/pprof by HTTP on this loopback HOST:PORT")
 	flags.StringSliceVar(&f.observe, "observe", []string{"disks", "reactors", "nbd", "ublk"}, "observe these in the kernel (eBPF), as far as it allows: disks, reactors, io_uring, nbd, ublk; or none")
+	completeObserve(c)
 	flags.BoolVar(&f.stages, "stages", true, "time the stages of requests (false: to measure what that costs)")
 	flags.DurationVar(&f.slowIO, "slow-io", time.Second, "log requests that take at least this long, with where the time went (0: none)")
 	flags.StringVar(&f.otlp, "otlp-endpoint", "", "send spans of control operations and slow requests to this OpenTelemetry collector, HOST:PORT or URL (default: what OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set)")
@@ -173,13 +184,16 @@ func (f *serveFlags) check() error {
 			return err
 		}
 	}
-	return cmp.Or(f.reactorFlags.check(), f.nbdFlags.check())
+	return cmp.Or(f.reactorFlags.check(), f.nbdFlags.check(), f.deadFlags.check())
 }
+
+// notInConfig are the flags that are for the command line only.
+var notInConfig = []string{"config", "help", "check"}
 
 // serveConfig is what the flags, the file among them, ask for.
 func (f *serveFlags) serveConfig(c *cobra.Command) (daemon.ServeConfig, error) {
 	if f.config != "" {
-		if err := readConfig(c.Flags(), f.config, "config", "help"); err != nil {
+		if err := readConfig(c.Flags(), f.config, notInConfig...); err != nil {
 			return daemon.ServeConfig{}, err
 		}
 	}
@@ -205,7 +219,7 @@ func (f *serveFlags) serveConfig(c *cobra.Command) (daemon.ServeConfig, error) {
 		NBDSockets: f.nbdSockets, Listen: f.listen, InsecurePlaintext: f.insecurePlaintext,
 		TLS: nbd.TLSMode(f.tls), TLSOnly: f.tlsOnly, NoList: f.noList, Connections: f.connections, Depth: f.depth,
 		Socket: f.socket, ControlListen: f.controlListen, ControlNames: f.controlAllow,
-		Keeper:  f.keeper,
+		DeadTimeout: f.deadFlags.config(), Keeper: f.keeper,
 		Metrics: f.metrics, SlowIO: f.slowIO, Observe: observed(f.observe), NoStages: !f.stages, OTLPEndpoint: f.otlp, Activation: true, Log: log,
 	}
 	if len(f.listen)+len(f.nbdSockets) == 0 {
@@ -234,6 +248,9 @@ func (f *serveFlags) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if f.checkOnly {
+		return f.runCheck(c, config)
+	}
 	program, err := programPath()
 	if err != nil {
 		return err
@@ -247,32 +264,13 @@ func (f *serveFlags) run(c *cobra.Command) error {
 	config.Cut, config.Successor = cut, &daemon.Successor{}
 	ended := make(chan struct{})
 	defer close(ended)
-	go func() { // ends with the command, or the second signal
-		for draining := false; ; {
-			var s os.Signal
-			select {
-			case s = <-signals:
-			case <-ended:
-				return
-			}
-			switch {
-			case s == syscall.SIGHUP && draining: // on its way already
-			case s == syscall.SIGHUP:
-				if err := checkProgram(program); err != nil {
-					config.Log.Error("not handed over", "error", err)
-					continue
-				}
-				draining = true
-				drain(daemon.ErrHandOver)
-			case !draining:
-				draining = true
-				drain(errors.New(s.String()))
-			default:
-				close(cut)
-				return
-			}
-		}
-	}()
+	dataDir, err := filepath.Abs(f.dataDir)
+	if err != nil {
+		return err
+	}
+	next := &successor{path: program, args: os.Args[1:], dataDir: dataDir}
+	o := &orders{signals: signals, ended: ended, drain: drain, cut: cut, check: next.check, log: config.Log}
+	go o.obey() // ends with ended
 	if f.pidFile != "" {
 		config.Ready = func(daemon.Addresses) {
 			if err := writePIDFile(f.pidFile); err != nil {
@@ -288,32 +286,6 @@ func (f *serveFlags) run(c *cobra.Command) error {
 	return config.Successor.Exec(program, os.Args)
 }
 
-// programPath is where this program lies, and where an upgrade puts its successor.
-func programPath() (string, error) {
-	path, err := exec.LookPath(os.Args[0])
-	if err == nil {
-		path, err = filepath.Abs(path)
-	}
-	if err != nil { // started by a name that leads nowhere, as tests do
-		return os.Executable()
-	}
-	return path, nil
-}
-
-// checkTime bounds how long a program may take to say its version.
-const checkTime = 10 * time.Second
-
-// checkProgram reports why a program cannot be the successor: better now than after
-// this one is gone.
-func checkProgram(path string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), checkTime)
-	defer cancel()
-	if out, err := exec.CommandContext(ctx, path, "version").CombinedOutput(); err != nil {
-		return fmt.Errorf("%s version: %w: %.200s", path, err, out)
-	}
-	return nil
-}
-
 // observed are the groups to observe; the word none alone is none.
 func observed(groups []string) []string {
 	if len(groups) == 1 && groups[0] == "none" {
@@ -326,7 +298,7 @@ func observed(groups []string) []string {
 func optionsInForce(flags *pflag.FlagSet) map[string]any {
 	options := map[string]any{}
 	flags.VisitAll(func(flag *pflag.Flag) {
-		if flag.Name == "help" {
+		if flag.Name == "help" || flag.Name == "check" {
 			return
 		}
 		if list, ok := flag.Value.(pflag.SliceValue); ok {

@@ -27,7 +27,7 @@ func serveCommand(t *testing.T, args ...string) (map[string]any, error) {
 	c := newServeCommand()
 	c.SilenceErrors, c.SilenceUsage = true, true
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if err := readConfig(c.Flags(), c.Flag("config").Value.String(), "config", "help"); err != nil {
+		if err := readConfig(c.Flags(), c.Flag("config").Value.String(), notInConfig...); err != nil {
 			return err
 		}
 		options = optionsInForce(c.Flags())
@@ -94,6 +94,7 @@ func TestConfigFileErrorsNameTheLine(t *testing.T) {
 		"pin: 0\ndefault-pool: big\n":             ":2: default-pool \"big\"",
 		"read-only: maybe\n":                      ":1: read-only \"maybe\"",
 		"config: /x\n":                            ":1: \"config\" is for the command line only",
+		"check: true\n":                           ":1: \"check\" is for the command line only",
 		"help: true\n":                            ":1: \"help\" is for the command line only",
 		"reactors: [1, 2]\n":                      ":1: reactors: takes one value",
 		"data-dir:\n":                             ":1: data-dir: has no value",
@@ -129,7 +130,7 @@ func FuzzConfigFile(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		path := configFile(t, text)
 		flags := newServeCommand().Flags()
-		if err := readConfig(flags, path, "config", "help"); err != nil && !strings.Contains(err.Error(), path) {
+		if err := readConfig(flags, path, notInConfig...); err != nil && !strings.Contains(err.Error(), path) {
 			t.Errorf("%v does not name the file", err)
 		}
 	})
@@ -174,6 +175,8 @@ func TestServeRefusesWrongOptions(t *testing.T) {
 		{with("--pool-file", "x"), "--default-pool"},
 		{with("--over-provision", "-1"), "--over-provision"},
 		{with("--slow-io", "-1s"), "--slow-io"},
+		{with("--dead-timeout", "-1s"), "--dead-timeout"},
+		{with("--dead-timeout", "999ms"), "--dead-timeout"},
 		{with("--checksum-cache", "1KiB"), "--checksum-cache"},
 		{with("--scrub-rate", "0"), "--scrub-rate"},
 		{with("--control-listen", "127.0.0.1:0"), "--control-tls-ca"},

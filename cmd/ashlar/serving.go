@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -122,6 +123,29 @@ func (f *nbdFlags) loadTLS() (c *tls.Config, clientNames map[string][]string, er
 		clientNames[export] = append(clientNames[export], name)
 	}
 	return c, clientNames, nil
+}
+
+// deadFlags is the flag of every command whose requests may wait for somebody who is
+// away.
+type deadFlags struct{ deadTimeout time.Duration }
+
+func (f *deadFlags) add(c *cobra.Command, usage string) {
+	c.Flags().DurationVar(&f.deadTimeout, "dead-timeout", 5*time.Minute, usage)
+}
+
+func (f *deadFlags) check() error {
+	if f.deadTimeout < 0 || f.deadTimeout > 0 && f.deadTimeout < time.Second {
+		return usagef("--dead-timeout %v: must be 1s or more, or 0 to wait without end", f.deadTimeout)
+	}
+	return nil
+}
+
+// config is the time in the words of package daemon.
+func (f *deadFlags) config() time.Duration {
+	if f.deadTimeout == 0 {
+		return daemon.DeadNever
+	}
+	return f.deadTimeout
 }
 
 // logFlags are the flags of every command that logs.

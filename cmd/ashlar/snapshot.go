@@ -165,7 +165,9 @@ func newSnapshotDeleteCommand() *cobra.Command {
 	c, s := controlCommand(&cobra.Command{
 		Use: "delete [flags] VOLUME@SNAPSHOT | VOLUME SNAPSHOT", Aliases: []string{"rm"}, Short: "Delete a snapshot",
 		Long: `Delete removes a snapshot that no client has open. The volume, its other snapshots
-and clones stay as they are; what none of them needs is given back by a job.`,
+and clones stay as they are; what none of them needs is given back by a job. While
+two or more of them stand on it, such as the volume and a clone, the job waits until
+all but one of them are deleted: it says so, and --wait does not wait for that.`,
 		Example: "  ashlar snapshot delete vm1@monday --yes --wait",
 		Args:    snapshotArgs,
 	}, func(s *session, args []string) error {

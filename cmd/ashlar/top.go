@@ -58,7 +58,7 @@ observed. Names are added, never changed.` + controlHelp,
 		Example: `  ashlar top
   ashlar top --interval 5s
   ashlar top --once --output json | jq '.volumes[] | {name, iops, p99: .latency.p99_ns}'`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 	}, func(s *session, _ []string) error {
 		if err := checkInterval(interval); err != nil {
 			return err

@@ -37,8 +37,8 @@ func newVolumeCreateCommand() *cobra.Command {
   ashlar volume create db --size 1TiB --pool tank --thick --label app=postgres`,
 		Args: exactly("NAME"),
 	}, func(s *session, args []string) error {
-		if size == 0 {
-			return usagef("--size is missing: how large is the volume to be")
+		if err := sizeGiven(s, size); err != nil {
+			return err
 		}
 		labels, err := labels(pairs)
 		if err != nil {
@@ -62,6 +62,22 @@ func newVolumeCreateCommand() *cobra.Command {
 	return c
 }
 
+// sizeGiven says what is wrong with the --size of a volume that needs one.
+func sizeGiven(s *session, size units.Size) error {
+	if size == 0 && !s.cmd.Flags().Changed("size") {
+		return usagef("--size is missing: how large is the volume to be")
+	}
+	return sizeOfVolume(s, size)
+}
+
+// sizeOfVolume refuses a --size of nothing.
+func sizeOfVolume(s *session, size units.Size) error {
+	if size == 0 && s.cmd.Flags().Changed("size") {
+		return usagef("--size is 0: a volume has 4KiB or more")
+	}
+	return nil
+}
+
 // sayVolume prints a volume that was made or changed, and where clients reach it.
 func (s *session) sayVolume(v *controlpb.Volume) error {
 	text := fmt.Sprintf("volume %s: %s in pool %s", v.GetName(), humane(v.GetSizeBytes()), v.GetPool())
@@ -75,7 +91,7 @@ func newVolumeListCommand() *cobra.Command {
 	var pool string
 	var pairs []string
 	c, s := controlCommand(&cobra.Command{
-		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List the volumes", Args: cobra.NoArgs,
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List the volumes", Args: noArguments,
 		Example: `  ashlar volume list
   ashlar volume list --label app=postgres --output json`,
 	}, func(s *session, _ []string) error {
@@ -166,8 +182,8 @@ once if they can, and otherwise when they connect again.`,
 		Example: "  ashlar volume resize vm1 --size 200GiB",
 		Args:    exactly("NAME"),
 	}, func(s *session, args []string) error {
-		if size == 0 {
-			return usagef("--size is missing: how large is the volume to be")
+		if err := sizeGiven(s, size); err != nil {
+			return err
 		}
 		client, err := s.client()
 		if err != nil {
@@ -237,6 +253,9 @@ them is written to, and the snapshot may be deleted later.`,
 		},
 	}, func(s *session, args []string) error {
 		volume, snapshot, _ := splitSnapshot(args[0]) // checked with the arguments
+		if err := sizeOfVolume(s, size); err != nil {
+			return err
+		}
 		labels, err := labels(pairs)
 		if err != nil {
 			return err

@@ -3405,6 +3405,7 @@ type Job struct {
 	Ended         *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ended,proto3" json:"ended,omitempty"` // absent while it runs
 	Error         string                 `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
 	DamagedBlocks uint64                 `protobuf:"varint,11,opt,name=damaged_blocks,json=damagedBlocks,proto3" json:"damaged_blocks,omitempty"` // found by a scrub
+	Note          string                 `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"`                                         // why it cannot go on before somebody acts; "" when it can, or has ended well
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3514,6 +3515,13 @@ func (x *Job) GetDamagedBlocks() uint64 {
 		return x.DamagedBlocks
 	}
 	return 0
+}
+
+func (x *Job) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
 }
 
 type ListJobsRequest struct {
@@ -5793,7 +5801,7 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x15DeleteSnapshotRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"\x89\x03\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\x9d\x03\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1a.ashlar.control.v1.JobKindR\x04kind\x121\n" +
@@ -5808,7 +5816,8 @@ const file_control_controlpb_control_proto_rawDesc = "" +
 	"\x05ended\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x14\n" +
 	"\x05error\x18\n" +
 	" \x01(\tR\x05error\x12%\n" +
-	"\x0edamaged_blocks\x18\v \x01(\x04R\rdamagedBlocks\"?\n" +
+	"\x0edamaged_blocks\x18\v \x01(\x04R\rdamagedBlocks\x12\x12\n" +
+	"\x04note\x18\f \x01(\tR\x04note\"?\n" +
 	"\x0fListJobsRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\bR\arunning\">\n" +

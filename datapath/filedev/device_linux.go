@@ -182,7 +182,7 @@ func (d *Device) open(want Access) error {
 	}
 	if err := patiently(func() error { return unix.Flock(int(plain.Fd()), lock|unix.LOCK_NB) }, unix.EWOULDBLOCK); err == unix.EWOULDBLOCK {
 		_ = plain.Close() // nothing done with it
-		return fmt.Errorf("%s: is being served by another process (its lock is held); stop that first, or serve it with --read-only on both sides", d.path)
+		return fmt.Errorf("%s: %w; stop that first", d.path, ErrLocked)
 	}
 	memory := d.inMemory()
 	if want == AccessAuto {
@@ -460,6 +460,10 @@ func (d *Device) FixedBuffers() (align int, err error) {
 	}
 	return d.align, nil
 }
+
+// ErrLocked says that a file cannot be opened, since a process that has it open keeps
+// others from it.
+var ErrLocked = errors.New("another process has it open (its lock is held)")
 
 // Why a device does not take registered buffers; made once, since queues ask too.
 var (

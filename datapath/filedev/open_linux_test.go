@@ -83,7 +83,7 @@ func TestOpenRefusesAFileThatIsServed(t *testing.T) {
 					_ = e.Close() // read-only
 					continue
 				}
-				refuses(t, file, Options{Access: access, ReadOnly: second}, "served by another process", "--read-only")
+				refuses(t, file, Options{Access: access, ReadOnly: second}, "another process has it open", "lock")
 			}
 			if err := d.Close(); err != nil {
 				t.Fatal(err)
@@ -178,7 +178,7 @@ func TestOpenRefusesABlockDeviceInUse(t *testing.T) {
 	device = loopDevice(t, newFile(t, t.TempDir(), 8<<20), 512)
 	mustOpen(t, device, Options{})
 	refuses(t, device, Options{}, "in use")
-	refuses(t, device, Options{ReadOnly: true}, "served by another process")
+	refuses(t, device, Options{ReadOnly: true}, "another process has it open")
 	if err := unix.Mount(device, t.TempDir(), "ext4", 0, ""); err != unix.EBUSY {
 		t.Errorf("a device that is served was mounted: %v", err)
 	}

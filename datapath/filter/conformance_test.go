@@ -8,6 +8,7 @@ import (
 	"github.com/ashlar-storage/ashlar/datapath/devtest"
 	"github.com/ashlar-storage/ashlar/datapath/memdev"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
+	"github.com/ashlar-storage/ashlar/engine/disk/memdisk"
 )
 
 func memory(t testing.TB, c memdev.Config) *memdev.Device {
@@ -29,6 +30,17 @@ func fault(t testing.TB, below datapath.Device, c FaultConfig) *Fault {
 		t.Fatal(err)
 	}
 	return d
+}
+
+// bottom is what the filters of d stand on.
+func bottom(d datapath.Device) datapath.Device {
+	for {
+		below, ok := d.(interface{ Unwrap() datapath.Device })
+		if !ok {
+			return d
+		}
+		d = below.Unwrap()
+	}
 }
 
 func TestConformance(t *testing.T) {
@@ -66,15 +78,27 @@ func TestConformance(t *testing.T) {
 				ReadOnly: func(t *testing.T) datapath.Device {
 					return test.make(t, memory(t, memdev.Config{Size: 8 << 20, ReadOnly: true}))
 				},
-				Resize: func(d datapath.Device, size uint64) error {
-					for {
-						below, ok := d.(interface{ Unwrap() datapath.Device })
-						if !ok {
-							return d.(*memdev.Device).Resize(size)
+				Resize: func(d datapath.Device, size uint64) error { return bottom(d).(*memdev.Device).Resize(size) },
+			})
+			if test.name != "all" {
+				return
+			}
+			// On a disk that loses power: what a flush or FUA promises reaches it through each of them.
+			t.Run("loss of power", func(t *testing.T) {
+				devtest.Run(t, func(t *testing.T) datapath.Device {
+					return test.make(t, memdisk.New(memdisk.Config{Size: 8 << 20}))
+				}, devtest.Options{
+					Engines:       epoll,
+					DiscardZeroes: true,
+					Crash: func(t *testing.T, d datapath.Device) datapath.Device {
+						disk := bottom(d).(*memdisk.Disk)
+						if err := d.Close(); err != nil {
+							t.Fatal(err)
 						}
-						d = below.Unwrap()
-					}
-				},
+						disk.CrashLose()
+						return test.make(t, disk)
+					},
+				})
 			})
 		})
 	}

@@ -699,7 +699,7 @@ func (p *Pool) StopScrub() error {
 	defer p.mu.Unlock()
 	for i := range p.jobs {
 		if j := &p.jobs[i]; j.Kind == pool.JobScrub && j.Ended.IsZero() {
-			j.Ended = time.Unix(1700000004, 0).UTC()
+			j.Ended, j.Stopped = time.Unix(1700000004, 0).UTC(), true
 			close(p.wake)
 			p.wake = make(chan struct{})
 			return nil

@@ -27,6 +27,9 @@ var (
 	ErrHasSnapshots = errors.New("the volume has snapshots")
 	ErrStopped      = errors.New("the pool has stopped")
 	ErrNotSupported = errors.New("not supported")
+
+	// ErrOverProvisioned is about what Config.OverProvision refuses, whatever space there is.
+	ErrOverProvisioned = errors.New("over-provisioned")
 )
 
 // MissingError says which devices of a pool were not given to Open.
@@ -242,6 +245,7 @@ type Job struct {
 	Started time.Time
 	Ended   time.Time // zero while it runs
 	Err     string    // "" when it ended well or runs
+	Stopped bool      // scrub: ended before its end because it was told to, which is no error; its place is kept
 	Found   uint64    // scrub: damaged blocks
 	Note    string    // why it does not go on, "" when it does
 }

@@ -353,6 +353,9 @@ func readCheckLabel(d *disk) (*checkLabel, error) {
 		l.read(2, end-pairSize)
 		l.choose()
 	}
+	if err := unsupported(l.errs[:]); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.path, err)
+	}
 	return l, nil
 }
 

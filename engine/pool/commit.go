@@ -95,43 +95,33 @@ func (p *Pool) commitAll() error {
 	return <-w
 }
 
-// askFlush wakes w when everything completed so far is durable. Any thread.
-func (p *Pool) askFlush(w waiter) {
+// ask has add put a request of w's where the committer finds it; w wakes with an error
+// when that has ended. Any thread.
+func (p *Pool) ask(w waiter, add func()) {
 	p.request.Lock()
 	if p.request.ended {
 		p.request.Unlock()
 		w.wake(fmt.Errorf("pool %s: %w", p.name, ErrStopped))
 		return
 	}
-	p.request.flushes = append(p.request.flushes, w)
+	add()
 	p.request.Unlock()
 	p.kickCommitter()
+}
+
+// askFlush wakes w when everything completed so far is durable. Any thread.
+func (p *Pool) askFlush(w waiter) {
+	p.ask(w, func() { p.request.flushes = append(p.request.flushes, w) })
 }
 
 // askSpace wakes w when what was freed so far may be used again. Any thread.
 func (p *Pool) askSpace(w waiter) {
-	p.request.Lock()
-	if p.request.ended {
-		p.request.Unlock()
-		w.wake(fmt.Errorf("pool %s: %w", p.name, ErrStopped))
-		return
-	}
-	p.request.spaces = append(p.request.spaces, w)
-	p.request.Unlock()
-	p.kickCommitter()
+	p.ask(w, func() { p.request.spaces = append(p.request.spaces, w) })
 }
 
 // askDirty wakes w when a region is dirty. Any thread.
 func (p *Pool) askDirty(index uint32, w waiter) {
-	p.request.Lock()
-	if p.request.ended {
-		p.request.Unlock()
-		w.wake(fmt.Errorf("pool %s: %w", p.name, ErrStopped))
-		return
-	}
-	p.request.regions = append(p.request.regions, regionWait{index, w})
-	p.request.Unlock()
-	p.kickCommitter()
+	p.ask(w, func() { p.request.regions = append(p.request.regions, regionWait{index, w}) })
 }
 
 // runCommitter is the one goroutine that writes the journal. It ends with

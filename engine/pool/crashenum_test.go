@@ -16,23 +16,25 @@ import (
 	"github.com/ashlar-storage/ashlar/datapath/devtest"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 	"github.com/ashlar-storage/ashlar/engine/disk/memdisk"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 // longTests says that everything is to be tried, not a sample of it.
 var longTests = os.Getenv("ASHLAR_TEST_LONG") == "1"
 
-// crashSeconds is how long sequences are tried: ASHLAR_TEST_SECONDS, or a short time.
+// crashSeconds is how long a sample of the sequences is tried: ASHLAR_TEST_SECONDS, or
+// a short time. What is always tried is not bound by it.
 func crashSeconds() time.Duration {
 	if n, err := strconv.Atoi(os.Getenv("ASHLAR_TEST_SECONDS")); err == nil {
 		return time.Duration(n) * time.Second
 	}
 	if longTests {
-		return 50 * time.Minute
+		return 10 * time.Minute
 	}
 	if raceEnabled {
-		return 12 * time.Second
+		return 6 * time.Second
 	}
-	return 22 * time.Second
+	return 12 * time.Second
 }
 
 // bases are the pools the scripts begin with.
@@ -64,8 +66,8 @@ func (l *lab) bases() []base {
 	}
 }
 
-// scripts are all sequences of length operations.
-func scripts(length int) []string {
+// scripts are all sequences of length of some operations.
+func scripts(alphabet string, length int) []string {
 	list := []string{""}
 	for range length {
 		var longer []string
@@ -89,48 +91,20 @@ var chosen = []string{
 	"wS", "Sw", "wbS", "SdmS", "SbSm", "wSDm",
 }
 
-// TestCrashAfterEverySequence crashes at every event of short sequences of operations:
-// the chosen ones, then all others in an order by the seed, the short ones first when
-// ASHLAR_TEST_LONG is 1, for as long as crashSeconds says. Without it only some
-// moments of each sequence are looked at, and few images are used on.
-func TestCrashAfterEverySequence(t *testing.T) {
-	seed := devtest.Seed(t)
-	type work struct {
-		base int
-		ops  string
-	}
-	var all []work
-	lengths := 3
-	if longTests {
-		lengths = 4
-	}
-	for length := 1; length <= lengths; length++ {
-		for _, ops := range scripts(length) {
-			for b := range 5 {
-				all = append(all, work{b, ops})
-			}
-		}
-	}
-	random := rand.New(rand.NewPCG(seed, 1))
-	random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	if longTests {
-		slices.SortStableFunc(all, func(a, b work) int { return len(a.ops) - len(b.ops) })
-	}
-	first := []work{}
-	for i := range len(alphabet) {
-		first = append(first, work{i % 5, alphabet[i : i+1]}, work{(i + 2) % 5, alphabet[i : i+1]})
-	}
-	for i, ops := range chosen {
-		first = append(first, work{1 + i%4, ops})
-	}
-	for _, ops := range []string{"tb", "tfb", "tmb", "tbf", "sdmb", "soRb", "Db"} {
-		first = append(first, work{4, ops})
-	}
-	random.Shuffle(len(first), func(i, j int) { first[i], first[j] = first[j], first[i] })
-	all = append(first, all...)
-	end := time.Now().Add(crashSeconds())
+// sequence is a script on one of the bases.
+type sequence struct {
+	base int
+	ops  string
+}
+
+// crashAfter crashes in the last operation of each sequence, until end where that is
+// not zero, and returns how many it has tried; prepare tunes each worker. Any failure
+// ends it.
+func crashAfter(t *testing.T, seed uint64, all []sequence, end time.Time, o memdisk.ImageOptions, prepare func(l *lab)) (tried int) {
+	t.Helper()
 	var mu sync.Mutex
-	tried, images := 0, 0
+	images := 0
+	began := time.Now()
 	var next atomic.Int64
 	t.Run("all", func(t *testing.T) {
 		bases := newLab(t).bases()
@@ -139,30 +113,111 @@ func TestCrashAfterEverySequence(t *testing.T) {
 			t.Run(fmt.Sprint(worker), func(t *testing.T) {
 				t.Parallel()
 				l := newLab(t)
-				l.again = 1009
-				defer func() {
-					mu.Lock()
-					images += l.images
-					mu.Unlock()
-				}()
-				if !longTests {
-					l.deep, l.again, l.cuts = 5, 211, 6
-				}
-				for i := int(next.Add(1)) - 1; i < len(all) && time.Now().Before(end) && !t.Failed(); i = int(next.Add(1)) - 1 {
-					w := all[i]
-					o := memdisk.ImageOptions{Seed: seed + uint64(i), Subsets: 3, Each: 4, Random: 2, Torn: 1, Masks: 1}
-					if !longTests {
-						o.Subsets, o.Each, o.Random = 2, 2, 1
-					}
+				prepare(l)
+				for i := int(next.Add(1)) - 1; i < len(all) && (end.IsZero() || time.Now().Before(end)) && !t.Failed(); i = int(next.Add(1)) - 1 {
+					w, o, before := all[i], o, l.images
+					o.Seed = seed + uint64(i)
 					l.crashes(bases[w.base], w.ops, o, true, true)
 					mu.Lock()
-					tried++
+					images += l.images - before
+					if tried++; tried%100 == 0 {
+						t.Logf("%d of %d sequences, %d images, %v", tried, len(all), images, time.Since(began).Round(time.Second))
+					}
 					mu.Unlock()
 				}
 			})
 		}
 	})
 	t.Logf("%d of %d sequences, %d images", tried, len(all), images)
+	return tried
+}
+
+// Without ASHLAR_TEST_LONG only some moments of each sequence are looked at, and few
+// images are used on.
+func sampled(l *lab) {
+	l.again = 1009
+	if !longTests {
+		l.deep, l.again, l.cuts = 5, 211, 6
+	}
+}
+
+// imagesOf is which images of each moment are looked at.
+func imagesOf(long bool) memdisk.ImageOptions {
+	o := memdisk.ImageOptions{Subsets: 3, Each: 4, Random: 2, Torn: 1, Masks: 1}
+	if !long {
+		o.Subsets, o.Each, o.Random = 2, 2, 1
+	}
+	return o
+}
+
+// TestCrashAfterChosenSequences crashes in the last operation of sequences that are
+// known to be hard, and of each operation alone. All of them, however long it takes.
+func TestCrashAfterChosenSequences(t *testing.T) {
+	seed := devtest.Seed(t)
+	var all []sequence
+	for i := range len(alphabet) {
+		all = append(all, sequence{i % 5, alphabet[i : i+1]}, sequence{(i + 2) % 5, alphabet[i : i+1]})
+	}
+	for i, ops := range chosen {
+		all = append(all, sequence{1 + i%4, ops})
+	}
+	for _, ops := range []string{"tb", "tfb", "tmb", "tbf", "sdmb", "soRb", "Db"} {
+		all = append(all, sequence{4, ops})
+	}
+	if tried := crashAfter(t, seed, all, time.Time{}, imagesOf(longTests), sampled); tried != len(all) && !t.Failed() {
+		t.Errorf("%d of %d sequences were tried", tried, len(all))
+	}
+}
+
+// TestCrashAfterSomeSequences is the same for as many of all sequences of up to three
+// operations as crashSeconds gives it time for, in an order by the seed; of up to four,
+// the short ones first, when ASHLAR_TEST_LONG is 1. It is a sample.
+func TestCrashAfterSomeSequences(t *testing.T) {
+	seed := devtest.Seed(t)
+	var all []sequence
+	lengths := 3
+	if longTests {
+		lengths = 4
+	}
+	for length := 1; length <= lengths; length++ {
+		for _, ops := range scripts(alphabet, length) {
+			for b := range 5 {
+				all = append(all, sequence{b, ops})
+			}
+		}
+	}
+	random := rand.New(rand.NewPCG(seed, 1))
+	random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	if longTests {
+		slices.SortStableFunc(all, func(a, b sequence) int { return len(a.ops) - len(b.ops) })
+	}
+	crashAfter(t, seed, all, time.Now().Add(crashSeconds()), imagesOf(longTests), sampled)
+}
+
+// basic are the operations of which every sequence is tried: write, overwrite, write
+// with FUA, flush, trim, write zeros, snapshot, delete a snapshot, clone, resize, merge.
+const basic = "woufztsdcrm"
+
+// TestCrashAfterEverySequence crashes at every event of every sequence of up to three
+// basic operations on a pool that has been used: 1,463 of them, without a limit of time.
+// The events of all operations but the last are those of a shorter sequence.
+func TestCrashAfterEverySequence(t *testing.T) {
+	if target := "test-pool-long"; !slices.Contains(strings.Fields(os.Getenv(testenv.TargetVariable)), target) {
+		t.Skip("takes hours; make " + target + " runs it")
+	}
+	seed := devtest.Seed(t)
+	var all []sequence
+	for length := 1; length <= 3; length++ {
+		for _, ops := range scripts(basic, length) {
+			all = append(all, sequence{1, ops})
+		}
+	}
+	if len(all) != 11+11*11+11*11*11 {
+		t.Fatalf("%d sequences", len(all))
+	}
+	if tried := crashAfter(t, seed, all, time.Time{}, imagesOf(true), func(l *lab) { l.again = 1009 }); tried != len(all) && !t.Failed() {
+		t.Errorf("%d of %d sequences were tried", tried, len(all))
+	}
 }
 
 // TestCheckpointTornEverywhere loses power in a checkpoint when every write that may

@@ -70,7 +70,7 @@ func checksum(b []byte) uint32 { return crc32c.Checksum(b) }
 //	     0    8  magic "ASHLARPL"
 //	     8    4  version
 //	    16    8  incompatible features: unknown bits refuse
-//	    24    8  read-only compatible features: unknown bits open read-only
+//	    24    8  read-only compatible features: unknown bits refuse all but a read-only open
 //	    32    8  compatible features
 //	    40    8  generation: the highest valid one counts
 //	    48   16  pool

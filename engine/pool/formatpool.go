@@ -209,6 +209,11 @@ func readLabel(d *disk) (s *superblock, repaired bool, err error) {
 		if end := s.members[s.index].size; end < size { // the disk has become larger since
 			look(end - pairSize)
 		}
+	}
+	if err := unsupported(failures); err != nil {
+		return nil, false, fmt.Errorf("%s: %w", d.path, err)
+	}
+	if s != nil {
 		if s.rocompat&^knownROCompat != 0 {
 			return s, false, nil
 		}
@@ -218,6 +223,18 @@ func readLabel(d *disk) (s *superblock, repaired bool, err error) {
 		return nil, false, fmt.Errorf("%s: %w", d.path, errors.Join(failures...))
 	}
 	return nil, false, fmt.Errorf("%s: %w", d.path, ErrNotPool)
+}
+
+// unsupported is the error of errs, those of the superblocks of one disk, that says that
+// one of them is of a newer format, or nil. That one is not damaged: those beside it,
+// which this program could read, are older, and count no more.
+func unsupported(errs []error) error {
+	for _, err := range errs {
+		if errors.Is(err, ErrUnsupported) {
+			return err
+		}
+	}
+	return nil
 }
 
 // Probe reads what pool a disk belongs to; ErrNotPool when none. r carries the

@@ -66,9 +66,12 @@ func (j *job) end(err error) {
 		return
 	}
 	j.info.Ended = time.Now()
-	if err != nil {
+	switch {
+	case errors.Is(err, errScrubStopped):
+		j.info.Stopped = true
+	case err != nil:
 		j.info.Err = err.Error()
-	} else {
+	default:
 		j.done.Store(j.info.Total)
 		j.info.Note = ""
 	}

@@ -92,6 +92,7 @@ func (p *Pool) nextHidden() (l, child *layer) {
 	if l.job == nil {
 		l.job = p.jobs.begin(p, JobMerge, fmt.Sprintf("layer %d", l.id), uint64(l.owned.Load())<<clusterShift)
 	}
+	l.job.note("") // what kept it is gone
 	return l, child
 }
 

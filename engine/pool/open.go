@@ -34,6 +34,7 @@ func Open(c Config) (*Pool, error) {
 		snapshots: map[uuid.UUID]*snapshotSet{}, dirty: map[uint32]*dirtyRegion{},
 		kick: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopping: make(chan struct{})}
 	p.epoch.Store(2)
+	p.scrub.keepEvery = scrubKeepEvery
 	p.rebuilds.waiting = map[uint32][]waiter{}
 	p.zones.Store(new([]*zone))
 	if err := p.open(); err != nil {

@@ -91,6 +91,9 @@ func readPending(path string, p *Pool, epoch uint32, settled uint64) ([]pendingR
 		s := b[pendingHeader+8*pendingWords*i:]
 		r := pendingRecord{change: le.Uint64(s), layer: le.Uint32(s[8:]), v: le.Uint32(s[12:]), e: entry(le.Uint64(s[16:])), kind: le.Uint32(s[24:])}
 		if r.change > settled && r.change%pendingSlots == uint64(i) {
+			if r.kind < pendingSet || r.kind > pendingFreeze { // of a newer program, or damaged: without it, what was acknowledged is not there
+				return nil, fmt.Errorf("%s: change %d is of an unknown kind %d: %w", path, r.change, r.kind, ErrCorrupt)
+			}
 			records = append(records, r)
 		}
 	}

@@ -8,12 +8,21 @@ import (
 	"time"
 )
 
+// scrubKeepEvery is how often the place of a scrub is written down: what is lost with
+// the process or the power is as much work at most.
+const scrubKeepEvery = time.Minute
+
 // scrubState is the scrub that runs, if any.
 type scrubState struct {
+	keepEvery time.Duration // immutable once a scrub runs
+
 	sync.Mutex
 	job  *job
 	stop chan struct{}
 }
+
+// scrubPlace is where a scrub is: the next cluster it looks at.
+type scrubPlace struct{ layer, cluster uint32 }
 
 // Scrub starts reading everything and verifying it, from where the last one was
 // stopped. rate is in bytes a second, 0 for the pool's. One runs at a time
@@ -31,10 +40,15 @@ func (p *Pool) Scrub(rate uint64) (Job, error) {
 	if s.job != nil && s.job.snapshot().Ended.IsZero() {
 		return s.job.snapshot(), fmt.Errorf("pool %s: a scrub is running: %w", p.name, ErrInUse)
 	}
-	s.job = p.jobs.begin(p, JobScrub, p.name, p.Info().Allocated)
+	p.checkpointMu.Lock()
+	place := scrubPlace{uint32(p.super.scrubLayer), uint32(p.super.scrubCluster)}
+	p.checkpointMu.Unlock()
+	before, total := p.scrubSizes(place)
+	s.job = p.jobs.begin(p, JobScrub, p.name, total)
+	s.job.done.Store(before)
 	s.stop = make(chan struct{})
 	j, stop := s.job, s.stop
-	if !p.jobs.start(func() { j.end(p.runScrub(j, stop, rate)) }) { // ends with stop, or jobs.stop
+	if !p.jobs.start(func() { j.end(p.runScrub(j, stop, rate, place)) }) { // ends with stop, or jobs.stop
 		j.end(errClosing)
 		return j.snapshot(), fmt.Errorf("pool %s: %w: %w", p.name, errClosing, ErrStopped)
 	}
@@ -54,19 +68,70 @@ func (p *Pool) StopScrub() error {
 	return nil
 }
 
-// errScrubStopped is how a scrub ends that was stopped.
+// errScrubStopped is how a scrub ends that was stopped; its job did not fail.
 var errScrubStopped = errors.New("stopped; the next scrub goes on here")
 
-func (p *Pool) runScrub(j *job, stop chan struct{}, rate uint64) error {
+// scrubSizes is how much a scrub reads in all, and how much of it lies before a place,
+// in bytes of clusters as they are owned now.
+func (p *Pool) scrubSizes(place scrubPlace) (before, total uint64) {
+	p.mu.Lock()
+	for id, l := range p.layers {
+		n := uint64(max(l.owned.Load(), 0)) << clusterShift
+		total += n
+		if id < place.layer {
+			before += n
+		}
+	}
+	l := p.layers[place.layer]
+	p.mu.Unlock()
+	if l != nil {
+		l.each(0, func(v uint32, e entry) bool {
+			if v < place.cluster && e.cluster() != noCluster {
+				before += clusterSize
+			}
+			return v < place.cluster
+		})
+	}
+	return min(before, total), total
+}
+
+// keepScrub writes the place of the scrub down.
+func (p *Pool) keepScrub(place scrubPlace) error {
 	p.checkpointMu.Lock()
-	layer, cluster := uint32(p.super.scrubLayer), uint32(p.super.scrubCluster)
-	p.checkpointMu.Unlock()
+	defer p.checkpointMu.Unlock()
+	if err := p.failed(); err != nil {
+		return err
+	}
+	return p.writeSuper(func(s *superblock) {
+		s.scrubLayer, s.scrubCluster = uint64(place.layer), uint64(place.cluster)
+	})
+}
+
+func (p *Pool) runScrub(j *job, stop chan struct{}, rate uint64, place scrubPlace) error {
+	layer, cluster := place.layer, place.cluster
 	began := time.Now()
+	kept := began
 	var bytes uint64
-	keep := func(layer, cluster uint32) error {
-		p.checkpointMu.Lock()
-		defer p.checkpointMu.Unlock()
-		return p.writeSuper(func(s *superblock) { s.scrubLayer, s.scrubCluster = uint64(layer), uint64(cluster) })
+	check := func() error {
+		select {
+		case <-stop:
+			return errScrubStopped
+		default:
+		}
+		if p.jobs.stopped.Load() {
+			return errScrubStopped
+		}
+		return p.failed()
+	}
+	pace := func(n uint64) error {
+		bytes += n
+		if ahead := time.Duration(float64(bytes)/float64(rate)*1e9) - time.Since(began); ahead > 0 {
+			select {
+			case <-stop:
+			case <-time.After(min(ahead, time.Second)):
+			}
+		}
+		return check()
 	}
 	for {
 		p.mu.Lock()
@@ -78,7 +143,16 @@ func (p *Pool) runScrub(j *job, stop chan struct{}, rate uint64) error {
 		}
 		if len(ids) == 0 {
 			p.mu.Unlock()
-			return keep(0, 0)
+			err := p.scrubMetadata(j, pace)
+			if errors.Is(err, errScrubStopped) {
+				if err := p.keepScrub(scrubPlace{layer, 0}); err != nil {
+					return err
+				}
+			}
+			if err != nil {
+				return err
+			}
+			return p.keepScrub(scrubPlace{})
 		}
 		id := slices.Min(ids)
 		l := p.layers[id]
@@ -88,34 +162,26 @@ func (p *Pool) runScrub(j *job, stop chan struct{}, rate uint64) error {
 		}
 		var failed error
 		l.each(cluster, func(v uint32, e entry) bool {
-			select {
-			case <-stop:
-				failed = errScrubStopped
-			default:
-				if p.jobs.stopped.Load() {
-					failed = errScrubStopped
-				} else if err := p.failed(); err != nil {
-					failed = err
-				}
+			failed = check()
+			if failed == nil && time.Since(kept) >= p.scrub.keepEvery {
+				kept = time.Now()
+				failed = p.keepScrub(scrubPlace{layer, v})
 			}
 			if failed != nil {
 				cluster = v
 				return false
 			}
-			p.scrubCluster(l, v, j)
-			bytes += clusterSize
-			j.done.Add(clusterSize)
-			if ahead := time.Duration(float64(bytes)/float64(rate)*1e9) - time.Since(began); ahead > 0 {
-				select {
-				case <-stop:
-				case <-time.After(min(ahead, time.Second)):
-				}
+			if e.cluster() == noCluster {
+				return true
 			}
+			p.scrubCluster(l, v, j)
+			j.done.Add(clusterSize)
+			_ = pace(clusterSize) // check says it again
 			return true
 		})
 		if failed != nil {
 			if errors.Is(failed, errScrubStopped) {
-				if err := keep(layer, cluster); err != nil {
+				if err := p.keepScrub(scrubPlace{layer, cluster}); err != nil {
 					return err
 				}
 			}

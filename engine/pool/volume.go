@@ -263,7 +263,7 @@ func (p *Pool) checkProvision(name string, more uint64) error {
 	}
 	total, _ := p.alloc.space()
 	if bound := total / 100 * uint64(p.config.OverProvision); sum+more > bound {
-		return fmt.Errorf("volume %s: %d bytes more would promise %d, over the limit of %d %% of the pool (%d bytes): %w", name, more, sum+more, p.config.OverProvision, bound, ErrNoSpace)
+		return fmt.Errorf("volume %s: %d bytes more would promise %d, over the limit of %d %% of the pool (%d bytes): %w", name, more, sum+more, p.config.OverProvision, bound, ErrOverProvisioned)
 	}
 	return nil
 }
@@ -722,7 +722,7 @@ func (p *Pool) DeleteSnapshot(name, snapshot string) (Job, error) {
 	v.renameLayers()
 	l.job = p.jobs.begin(p, JobMerge, name+"@"+snapshot, uint64(l.owned.Load())<<clusterShift)
 	if l.children > 1 {
-		l.job.note("clones stand on it: its space comes back when all but one of them are gone")
+		l.job.note("several volumes or snapshots stand on it: its space comes back when all but one of them are deleted")
 	}
 	j := l.job.snapshot()
 	p.startMerging()

@@ -49,5 +49,6 @@ func CheckPool(c PoolCheck) (report *PoolReport, err error) {
 		return nil, err
 	}
 	defer r.Stop()
-	return pool.Check(pool.CheckConfig{Disks: disks, Reactor: r, Data: c.Data, Repair: c.Repair, RecomputeSums: c.RecomputeSums, Progress: c.Progress})
+	report, err = pool.Check(pool.CheckConfig{Disks: disks, Reactor: r, Data: c.Data, Repair: c.Repair, RecomputeSums: c.RecomputeSums, Progress: c.Progress})
+	return report, plain(err)
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -151,7 +152,8 @@ func (s *poolsService) Get(_ context.Context, r *controlpb.GetPoolRequest) (*con
 
 func (s *poolsService) Grow(_ context.Context, r *controlpb.GrowPoolRequest) (*controlpb.Pool, error) {
 	i, err := s.engine.GrowPool(r.GetName(), r.GetFileSizeBytes())
-	return s.reply(r.GetName(), i, err)
+	p, err := s.reply(r.GetName(), i, err)
+	return p, remedied(err, control.ErrInUse, "disconnect their clients first")
 }
 
 func (s *poolsService) AddDevice(_ context.Context, r *controlpb.AddDeviceRequest) (*controlpb.Pool, error) {
@@ -192,7 +194,8 @@ func (s *poolsService) Open(ctx context.Context, r *controlpb.OpenPoolRequest) (
 	if err == nil {
 		s.devices.recover(context.WithoutCancel(ctx)) // those that waited for it
 	}
-	return s.reply(r.GetName(), i, err)
+	p, err := s.reply(r.GetName(), i, err)
+	return p, remedied(err, control.ErrNotFound, "`ashlar pool scan` shows where pools are")
 }
 
 func (s *poolsService) Close(ctx context.Context, r *controlpb.ClosePoolRequest) (*controlpb.ClosePoolResponse, error) {
@@ -206,7 +209,7 @@ func (s *poolsService) Close(ctx context.Context, r *controlpb.ClosePoolRequest)
 	release := s.volumes.hold(i.Name)
 	defer release()
 	if err := s.close(ctx, i.Name, r.GetDisconnect()); err != nil {
-		return nil, problem("pool", i.Name, err)
+		return nil, remedied(problem("pool", i.Name, err), control.ErrInUse, "disconnect their clients, or give --disconnect")
 	}
 	return &controlpb.ClosePoolResponse{}, nil
 }
@@ -283,6 +286,11 @@ func (s *poolsService) Scrub(_ context.Context, r *controlpb.ScrubPoolRequest) (
 
 func (s *poolsService) StopScrub(_ context.Context, r *controlpb.StopScrubRequest) (*controlpb.Job, error) {
 	j, err := s.engine.StopScrub(r.GetName())
+	if errors.Is(err, pool.ErrNotFound) {
+		if i, poolErr := s.engine.Pool(r.GetName()); poolErr == nil { // the scrub is what is not there
+			return nil, control.Errorf(control.ErrNotFound, "job", "", "pool %s: no scrub is running", i.Name)
+		}
+	}
 	if err != nil {
 		return nil, problem("pool", r.GetName(), err)
 	}
@@ -291,7 +299,7 @@ func (s *poolsService) StopScrub(_ context.Context, r *controlpb.StopScrubReques
 
 func (s *poolsService) Destroy(_ context.Context, r *controlpb.DestroyPoolRequest) (*controlpb.DestroyPoolResponse, error) {
 	if err := s.engine.DestroyPool(r.GetName(), r.GetVolumes()); err != nil {
-		return nil, problem("pool", r.GetName(), err)
+		return nil, remedied(problem("pool", r.GetName(), err), control.ErrInUse, "disconnect their clients first")
 	}
 	return &controlpb.DestroyPoolResponse{}, nil
 }
@@ -643,17 +651,17 @@ func (s *jobsService) Watch(r *controlpb.WatchJobRequest, stream grpc.ServerStre
 	}
 	ctx, cancel := s.until(stream.Context())
 	defer cancel()
-	var sent uint64
+	var sent engine.Job
 	for first := true; ; first = false {
 		j, err := s.engine.Job(r.GetId())
 		if err != nil {
 			return s.ending("job", r.GetId(), err)
 		}
-		if first || j.Done != sent || !j.Ended.IsZero() {
+		if first || j.Done != sent.Done || j.Note != sent.Note || !j.Ended.IsZero() {
 			if err := stream.Send(jobMessage(j)); err != nil {
 				return err
 			}
-			sent = j.Done
+			sent = j
 		}
 		if !j.Ended.IsZero() {
 			return nil
@@ -675,6 +683,9 @@ type eventsService struct {
 }
 
 func (s *eventsService) Watch(r *controlpb.WatchEventsRequest, stream grpc.ServerStreamingServer[controlpb.Event]) error {
+	if err := s.known(r.GetPool()); err != nil {
+		return err
+	}
 	send := func(e engine.Event) error {
 		if r.GetPool() != "" && e.Pool != r.GetPool() {
 			return nil
@@ -701,6 +712,16 @@ func (s *eventsService) Watch(r *controlpb.WatchEventsRequest, stream grpc.Serve
 			return err
 		}
 	}
+}
+
+// known refuses the name of a pool that neither is nor was: nothing would ever be told
+// of it.
+func (s *eventsService) known(name string) error {
+	if name == "" || slices.ContainsFunc(s.engine.Events(0), func(e engine.Event) bool { return e.Pool == name }) {
+		return nil
+	}
+	_, err := s.engine.Pool(name)
+	return problem("pool", name, err)
 }
 
 // ---- node -----------------------------------------------------------------

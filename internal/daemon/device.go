@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -71,11 +72,12 @@ type Shape struct {
 	SlowIO time.Duration // write of requests that take as long, with their stages; 0: none
 }
 
-// openRemote opens an export of another NBD server.
-func openRemote(ctx context.Context, uri string, log *slog.Logger) (*remote.Device, error) {
+// openRemote opens an export of another NBD server. Its requests wait for dead while
+// that server is away; see remote.Config.
+func openRemote(ctx context.Context, uri string, dead time.Duration, log *slog.Logger) (*remote.Device, error) {
 	ctx, cancel := context.WithTimeout(ctx, remoteWait)
 	defer cancel()
-	return remote.Open(ctx, remote.Config{URI: uri, Connections: remoteConnections, Log: log})
+	return remote.Open(ctx, remote.Config{URI: uri, Connections: remoteConnections, DeadTimeout: dead, Log: log})
 }
 
 // remotesOf is the remote device that d is or wraps, if any.
@@ -115,18 +117,22 @@ func (s *Shape) apply(d datapath.Device, name string, slow *filter.SlowRequests)
 	return stats, stats
 }
 
-// open makes the device of a source, and a line that says how it is reached.
-func (s *Source) open(readOnly bool, access filedev.Access, log *slog.Logger) (d datapath.Device, how string, err error) {
+// open makes the device of a source, and a line that says how it is reached. dead is for
+// another server; see openRemote.
+func (s *Source) open(readOnly bool, access filedev.Access, dead time.Duration, log *slog.Logger) (d datapath.Device, how string, err error) {
 	switch {
 	case s.Path != "":
 		var f *filedev.Device
 		if f, err = filedev.Open(s.Path, filedev.Options{ReadOnly: readOnly, Access: access}); err != nil {
+			if errors.Is(err, filedev.ErrLocked) {
+				err = fmt.Errorf("%w, or export it with --read-only on both sides", err)
+			}
 			return nil, "", err
 		}
 		way, reason := f.Access()
 		d, how = f, fmt.Sprintf("%s: %s (%s), at most %d in flight", s.Path, way, reason, f.InFlightMax())
 	case s.URI != "":
-		r, err := openRemote(context.Background(), s.URI, log)
+		r, err := openRemote(context.Background(), s.URI, dead, log)
 		if err != nil {
 			return nil, "", err
 		}

@@ -84,7 +84,7 @@ func (d *devices) support() (list []*controlpb.ViaSupport) {
 	for _, via := range d.order {
 		support := &controlpb.ViaSupport{Via: via, Available: true}
 		if err := d.ways[via].supported(); err != nil {
-			support.Available, support.Reason = false, err.Error()
+			support.Available, support.Reason = false, whyNot(err)
 		} else if w, ok := d.ways[via].(interface{ remark() string }); ok {
 			support.Reason = w.remark()
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 
@@ -111,7 +112,7 @@ func (d *devices) fileSource(path string) *deviceSource {
 func (d *devices) remoteSource(u *nbd.URI) *deviceSource {
 	name := u.String()
 	return &deviceSource{name: name, identity: "nbd:" + d.node + ":" + name, open: func(ctx context.Context, _ bool) (datapath.Device, error) {
-		r, err := openRemote(ctx, name, d.log)
+		r, err := openRemote(ctx, name, d.dead, d.log)
 		if err != nil {
 			return nil, err
 		}
@@ -158,11 +159,19 @@ func openError(s *deviceSource, err error) error {
 		return told
 	}
 	reason := reasonOf(err)
-	if reason == control.ErrInternal && s.exported == nil {
-		reason = control.ErrInvalid
+	outside := reason == control.ErrInternal && s.exported == nil // a file, or another server
+	if outside {
+		reason = control.ErrPrecondition
 	}
-	if strings.Contains(err.Error(), s.name) {
-		return control.Errorf(reason, "device", s.name, "%w", err)
+	told = control.Errorf(reason, "device", s.name, "%w", err)
+	if !strings.Contains(err.Error(), s.name) {
+		told = control.Errorf(reason, "device", s.name, "%s: %w", s.name, fmt.Errorf("%w", err))
 	}
-	return control.Errorf(reason, "device", s.name, "%s: %w", s.name, fmt.Errorf("%w", err))
+	switch {
+	case outside && strings.Contains(s.name, "://"):
+		told.Remedy = "look whether its server runs and has that export: nbdinfo '" + s.name + "'"
+	case outside && errors.Is(err, fs.ErrNotExist):
+		told.Remedy = "make it first, on the host of the daemon: truncate -s 1GiB " + s.name
+	}
+	return told
 }

@@ -259,6 +259,7 @@ type nbdWay struct {
 	// waits for a slow reply as long as it takes; with several, it cuts the connection
 	// and sends the request again.
 	connections int
+	dead        time.Duration // how long requests wait for a daemon; see attach.Config
 
 	mu     sync.Mutex
 	driver *attach.Driver           // nil until the kernel has one
@@ -269,8 +270,8 @@ type nbdWay struct {
 // beyond wait in the socket, at no cost.
 const nbdDepth = 64
 
-func newNBDWay(reactors []*reactor.Reactor, log *slog.Logger) (*nbdWay, error) {
-	w := &nbdWay{log: log, exports: &nbd.ExportSet{}, opened: map[datapath.Device]bool{}, connections: min(len(reactors), 4)}
+func newNBDWay(reactors []*reactor.Reactor, dead time.Duration, log *slog.Logger) (*nbdWay, error) {
+	w := &nbdWay{log: log, dead: dead, exports: &nbd.ExportSet{}, opened: map[datapath.Device]bool{}, connections: min(len(reactors), 4)}
 	var err error
 	w.server, err = nbd.NewServer(nbd.ServerConfig{
 		Reactors: reactors, Exports: w.exports, Log: log, Depth: nbdDepth, DrainTimeout: drainPatience,
@@ -366,7 +367,7 @@ func (w *nbdWay) config(backend string, o deviceOptions) attach.Config {
 	if o.queues == 0 {
 		o.queues = w.connections
 	}
-	return attach.Config{Dial: w.dial, Export: backend, Backend: backend, Connections: o.queues, ReadOnly: o.readOnly}
+	return attach.Config{Dial: w.dial, Export: backend, Backend: backend, Connections: o.queues, ReadOnly: o.readOnly, DeadTimeout: w.dead}
 }
 
 func (w *nbdWay) attach(ctx context.Context, s *deviceSource, o deviceOptions) (attachment, error) {

@@ -19,18 +19,21 @@ import (
 	"github.com/ashlar-storage/ashlar/engine"
 	"github.com/ashlar-storage/ashlar/internal/blockdev"
 	"github.com/ashlar-storage/ashlar/internal/crc32c"
+	"github.com/ashlar-storage/ashlar/internal/flusher"
 )
 
 // devices are the block devices of this host that the daemon serves. The kernel is
 // the record of them: recover finds those of the daemon before.
 type devices struct {
-	engine  *engine.Engine
-	volumes *volumes
-	log     *slog.Logger
-	links   links
-	node    string          // of what is no volume: whose it is, where a host has several daemons
-	order   []controlpb.Via // in which auto tries
-	ways    map[controlpb.Via]way
+	engine   *engine.Engine
+	volumes  *volumes
+	reactors []*reactor.Reactor
+	log      *slog.Logger
+	links    links
+	dead     time.Duration   // how long requests wait for another server; see remote.Config
+	node     string          // of what is no volume: whose it is, where a host has several daemons
+	order    []controlpb.Via // in which auto tries
+	ways     map[controlpb.Via]way
 
 	mu       sync.Mutex
 	attached map[string]*attachedDevice // by identity
@@ -55,7 +58,7 @@ type attachedDevice struct {
 }
 
 func newDevices(e *engine.Engine, v *volumes, reactors []*reactor.Reactor, c *ServeConfig) (*devices, error) {
-	kernel, err := newNBDWay(reactors, c.Log)
+	kernel, err := newNBDWay(reactors, c.DeadTimeout, c.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +70,8 @@ func newDevices(e *engine.Engine, v *volumes, reactors []*reactor.Reactor, c *Se
 		ways = c.ways
 	}
 	return &devices{
-		engine: e, volumes: v, log: c.Log, links: links{cmp.Or(c.DeviceLinks, "/dev/ashlar")},
+		engine: e, volumes: v, reactors: reactors, log: c.Log, links: links{cmp.Or(c.DeviceLinks, "/dev/ashlar")},
+		dead:  c.DeadTimeout,
 		node:  fmt.Sprintf("%08x", crc32c.Checksum([]byte(c.DataDir))),
 		order: []controlpb.Via{controlpb.Via_VIA_UBLK, controlpb.Via_VIA_NBD, controlpb.Via_VIA_FUSE}, ways: ways,
 		attached: map[string]*attachedDevice{}, busy: map[string]chan struct{}{}, ending: make(chan struct{}),
@@ -147,6 +151,17 @@ var viaNames = map[controlpb.Via]string{
 	controlpb.Via_VIA_UBLK: "ublk", controlpb.Via_VIA_NBD: "nbd", controlpb.Via_VIA_FUSE: "fuse",
 }
 
+// whyNot is an error of a way without the package, which the name of the way says.
+func whyNot(err error) string {
+	text := err.Error()
+	for _, prefix := range []string{"ublk: ", "attach: ", "fuse: "} {
+		if rest, found := strings.CutPrefix(text, prefix); found {
+			return rest
+		}
+	}
+	return text
+}
+
 // attach makes a block device of a source, or describes the one it has.
 func (d *devices) attach(ctx context.Context, name string, via controlpb.Via, o deviceOptions) (*attachedDevice, error) {
 	s, err := d.source(name)
@@ -190,6 +205,7 @@ func (d *devices) attach(ctx context.Context, name string, via controlpb.Via, o 
 		}
 		err := w.supported()
 		if err == nil {
+			flusher.Become(d.reactors, d.log)
 			var a attachment
 			if a, err = w.attach(ctx, s, o); err == nil {
 				return d.attachedNow(s, a, via, o, len(order) == 1, passed), nil
@@ -202,7 +218,7 @@ func (d *devices) attach(ctx context.Context, name string, via controlpb.Via, o 
 		if first == nil {
 			first = err
 		}
-		passed = append(passed, viaNames[via]+": "+err.Error())
+		passed = append(passed, viaNames[via]+": "+whyNot(err))
 	}
 	told := control.Errorf(control.ErrPrecondition, "device", name, "%s cannot be attached: %w", name, first)
 	if len(passed) > 1 {
@@ -319,11 +335,11 @@ func (d *devices) detach(ctx context.Context, name string, force bool) (*control
 	}
 	m := d.message(a)
 	if err := a.detach(ctx, force); err != nil {
-		return nil, problem("device", a.path(), err)
+		return nil, problem("device", m.GetPath(), err)
 	}
 	d.put(a.source.identity, nil)
 	d.links.remove(a.source.name)
-	d.log.Info("detached", "source", a.source.name, "device", a.path())
+	d.log.Info("detached", "source", a.source.name, "device", m.GetPath()) // it has no path any more
 	return m, nil
 }
 
@@ -485,6 +501,7 @@ func (d *devices) takeOver(ctx context.Context, l leftDevice, s *deviceSource) e
 		return nil
 	}
 	begin := time.Now()
+	flusher.Become(d.reactors, d.log)
 	a, err := d.ways[l.via].recover(ctx, s, l.foundDevice)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,7 @@ type fakeDevice struct {
 	size     uint64
 	busy     bool
 	taken    bool            // by another program
+	gone     bool            // detached
 	device   datapath.Device // nil: nobody serves it
 }
 
@@ -97,8 +99,17 @@ func (k *fakeKernel) remove(_ context.Context, found foundDevice) error {
 
 func (k *fakeKernel) close() error { return nil }
 
-func (f *fakeDevice) path() string               { return f.node }
 func (f *fakeDevice) shape() (queues, depth int) { return 1, 32 }
+
+// path is "" once the device is gone, as that of a loop device.
+func (f *fakeDevice) path() string {
+	f.kernel.mu.Lock()
+	defer f.kernel.mu.Unlock()
+	if f.gone {
+		return ""
+	}
+	return f.node
+}
 
 func (f *fakeDevice) state() (controlpb.DeviceState, string) {
 	f.kernel.mu.Lock()
@@ -128,6 +139,7 @@ func (f *fakeDevice) detach(context.Context, bool) error {
 		return inUseError(f.node, errors.New("it is mounted"))
 	}
 	delete(f.kernel.devices, f.node)
+	f.gone = true
 	return f.device.Close()
 }
 
@@ -140,10 +152,13 @@ func (f *fakeDevice) leave(context.Context) error {
 }
 
 // attachNode is a node with two kernels: ublk that is not supported, nbd that is.
-func attachNode(t *testing.T) (n *testNode, ublk, kernel *fakeKernel) {
+func attachNode(t *testing.T, change ...func(*ServeConfig)) (n *testNode, ublk, kernel *fakeKernel) {
 	ublk, kernel = newFakeKernel("/dev/fakeublk"), newFakeKernel("/dev/fakenbd")
-	ublk.unsupported = errors.New("no such module")
+	ublk.unsupported = errors.New("ublk: no such module")
 	n = newNode(t, nil, func(c *ServeConfig) {
+		for _, f := range change {
+			f(c)
+		}
 		c.ways = map[controlpb.Via]way{controlpb.Via_VIA_UBLK: ublk, controlpb.Via_VIA_NBD: kernel, controlpb.Via_VIA_FUSE: newFakeKernel("/dev/fakeloop")}
 	})
 	return n, ublk, kernel
@@ -186,7 +201,7 @@ func TestAttachIsIdempotent(t *testing.T) {
 	n, _, _ := attachNode(t)
 	n.volume("data", 8*mib)
 	d := n.attached("data")
-	if d.GetVia() != controlpb.Via_VIA_NBD || !strings.Contains(d.GetWhy(), "ublk: no such module") || d.GetSource() != "default/data" || d.GetPool() != "default" || d.GetVolume() != "data" {
+	if d.GetVia() != controlpb.Via_VIA_NBD || d.GetWhy() != "nbd, since ublk: no such module" || d.GetSource() != "default/data" || d.GetPool() != "default" || d.GetVolume() != "data" {
 		t.Errorf("%v", d)
 	}
 	for _, name := range []string{"data", "default/data"} {
@@ -259,7 +274,9 @@ func TestAttachRefuses(t *testing.T) {
 		{&controlpb.AttachRequest{Source: "none"}, control.ErrNotFound, []string{"none"}},
 		{&controlpb.AttachRequest{Source: "data@none"}, control.ErrNotFound, []string{"data@none"}},
 		{&controlpb.AttachRequest{Source: "none@none"}, control.ErrNotFound, []string{"none"}},
-		{&controlpb.AttachRequest{Source: "/nowhere/disk"}, control.ErrInvalid, []string{"/nowhere/disk", "no such file"}},
+		{&controlpb.AttachRequest{Source: "/nowhere/disk"}, control.ErrPrecondition, []string{"/nowhere/disk", "no such file", "truncate"}},
+		{&controlpb.AttachRequest{Source: "/"}, control.ErrPrecondition, []string{"is a directory"}},
+		{&controlpb.AttachRequest{Source: "nbd+unix:///x?socket=/nowhere/nbd.sock"}, control.ErrPrecondition, []string{"no such file", "its server runs"}},
 		{&controlpb.AttachRequest{Source: "http://x/y"}, control.ErrInvalid, []string{"http"}},
 		{&controlpb.AttachRequest{Source: "data", Queues: 65}, control.ErrInvalid, []string{"65 queues"}},
 		{&controlpb.AttachRequest{Source: "data", Depth: 1025}, control.ErrInvalid, []string{"1025"}},
@@ -275,16 +292,20 @@ func TestAttachRefuses(t *testing.T) {
 		t.Errorf("%v", d)
 	}
 	n.volume("b", 8*mib)
-	kernel.refuse = errors.New("no netlink")
+	kernel.refuse = errors.New("attach: no netlink")
 	_, err := n.client.Devices.Attach(t.Context(), &controlpb.AttachRequest{Source: "b", Via: controlpb.Via_VIA_NBD})
 	wants(t, err, control.ErrPrecondition, "no netlink")
+	n.config.ways[controlpb.Via_VIA_FUSE].(*fakeKernel).refuse = errors.New("fuse: 4 queues: too many")
+	_, err = n.client.Devices.Attach(n.t.Context(), &controlpb.AttachRequest{Source: "b"})
+	wants(t, err, control.ErrPrecondition, "ublk: no more minors; nbd: no netlink; fuse: 4 queues: too many; ")
 	if v, err := n.client.Volumes.Get(t.Context(), &controlpb.GetVolumeRequest{Name: "b"}); err != nil || v.GetOpenCount() != 0 {
 		t.Errorf("left open: %v, %v", v, err)
 	}
 }
 
 func TestDetach(t *testing.T) {
-	n, _, kernel := attachNode(t)
+	var log lockedBuffer
+	n, _, kernel := attachNode(t, func(c *ServeConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	n.volume("data", 8*mib)
 	d := n.attached("data")
 	detach := func(name string, force bool) error {
@@ -307,6 +328,9 @@ func TestDetach(t *testing.T) {
 	wants(t, detach("/dev/nothing", false), control.ErrNotFound, "not attached")
 	if err := detach("data", false); err != nil {
 		t.Fatal(err)
+	}
+	if line := "msg=detached source=default/data device=" + d.GetPath() + "\n"; !strings.Contains(log.String(), line) {
+		t.Errorf("the log does not say %q:\n%s", line, log.String())
 	}
 	wants(t, detach("data", false), control.ErrNotFound, "not attached")
 	if len(n.listed()) != 0 || len(kernel.devices) != 0 {
@@ -414,7 +438,7 @@ func TestAttachOfAnotherServersExport(t *testing.T) {
 		t.Errorf("%v", d)
 	}
 	_, err := n.client.Devices.Attach(t.Context(), &controlpb.AttachRequest{Source: "nbd+unix:///none?socket=" + server.config.NBDSockets[0]})
-	wants(t, err, control.ErrInvalid, "none")
+	wants(t, err, control.ErrPrecondition, "none", "its server runs and has that export")
 	server.stop()
 	deadline := time.Now().Add(serveWait)
 	for n.listed()[0].GetState() != controlpb.DeviceState_DEVICE_STATE_WAITING {

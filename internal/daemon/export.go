@@ -4,7 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
+	"os"
 	"slices"
 	"time"
 
@@ -38,6 +41,8 @@ type ExportConfig struct {
 	Connections int
 	Depth       int
 
+	DeadTimeout time.Duration // how long requests wait for another server that is away; see ServeConfig
+
 	Log *slog.Logger
 }
 
@@ -64,13 +69,48 @@ func StartExport(c ExportConfig) (*Exporter, error) {
 	return e, nil
 }
 
+// Check finds what cannot be meant: a rule of ClientNames for an export that is not
+// there, which would leave another open to every client; a file that is exported twice
+// and written by both.
+func (c *ExportConfig) Check() error {
+	for _, rule := range slices.Sorted(maps.Keys(c.ClientNames)) {
+		if rule != "" && !slices.ContainsFunc(c.Sources, func(s Source) bool { return s.Name == rule }) {
+			return fmt.Errorf("--tls-allow %s=%s: no export has that name", rule, c.ClientNames[rule][0])
+		}
+	}
+	if c.ReadOnly {
+		return nil
+	}
+	for i, s := range c.Sources {
+		for _, before := range c.Sources[:i] {
+			if sameFile(before.Path, s.Path) {
+				return fmt.Errorf("export %s: %s is exported as %s already: give each export a file of its own, or add --read-only", s.Name, s.Path, before.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// sameFile says whether two paths, "" for none, lead to one file.
+func sameFile(a, b string) bool {
+	if a == "" || b == "" {
+		return false
+	}
+	first, errFirst := os.Stat(a)
+	second, errSecond := os.Stat(b)
+	return errFirst == nil && errSecond == nil && os.SameFile(first, second)
+}
+
 func (e *Exporter) start(c *ExportConfig) error {
+	if err := c.Check(); err != nil {
+		return err
+	}
 	rc := ReactorConfig{Reactors: c.Reactors, CPUs: c.CPUs, Poll: c.Poll, Engine: c.Engine, BufferBytes: c.BufferBytes}
 	if err := rc.check(); err != nil {
 		return err
 	}
 	for _, s := range c.Sources {
-		d, how, err := s.open(c.ReadOnly, c.Access, e.log)
+		d, how, err := s.open(c.ReadOnly, c.Access, c.DeadTimeout, e.log)
 		if err != nil {
 			return err
 		}

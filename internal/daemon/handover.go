@@ -36,7 +36,7 @@ type handedOver struct {
 }
 
 type handedListener struct {
-	Key string // how it was asked for, see node.listenAs
+	Key string // how it was asked for, see socket
 	FD  int
 }
 
@@ -119,13 +119,11 @@ func inherit() (inheritance, error) {
 	return i, nil
 }
 
-// take gives a listener that was kept, or makes one.
-func (i *inheritance) take(key string, listen func() (net.Listener, error)) (net.Listener, error) {
-	if l, ok := i.listeners[key]; ok {
-		delete(i.listeners, key)
-		return l, nil
-	}
-	return listen()
+// take gives a listener that was kept; nil: there is none of that key.
+func (i *inheritance) take(key string) net.Listener {
+	l := i.listeners[key]
+	delete(i.listeners, key)
+	return l
 }
 
 // close closes what nobody took: sockets that are not configured any more.

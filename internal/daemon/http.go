@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -15,6 +16,9 @@ import (
 // stop is called. health says how the process is, in one or more lines; not ok is
 // answered with 503.
 func StartHTTP(address string, health func() (ok bool, text string), metrics ...prometheus.Collector) (where net.Addr, stop func(), err error) {
+	if err := httpAddress(address); err != nil {
+		return nil, nil, err
+	}
 	l, err := ListenTCP(address, false, false)
 	if err != nil {
 		return nil, nil, err
@@ -46,6 +50,19 @@ func StartHTTP(address string, health func() (ok bool, text string), metrics ...
 		_ = server.Close() // and whoever reads
 		<-done
 	}, nil
+}
+
+// httpAddress refuses an address that other hosts reach: what is served there is plain
+// text for everybody, profiles of the process included.
+func httpAddress(address string) error {
+	a, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", address, err)
+	}
+	if !a.IP.IsLoopback() {
+		return fmt.Errorf("listen on %s: metrics and profiles are served on a loopback address only, such as 127.0.0.1:%d; have an agent or a proxy of this host pass them on", address, a.Port)
+	}
+	return nil
 }
 
 // Healthy is the health of a process that serves as long as it lives.

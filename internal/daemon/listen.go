@@ -59,15 +59,24 @@ func ListenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// ListenTCP listens on host:port. Without TLS required, an address beyond this
+// tcpAddress is a host:port to listen on. Without TLS required, an address beyond this
 // host needs the operator's word.
-func ListenTCP(address string, encrypted, insecure bool) (net.Listener, error) {
+func tcpAddress(address string, encrypted, insecure bool) (*net.TCPAddr, error) {
 	a, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
 	if !encrypted && !insecure && !a.IP.IsLoopback() {
 		return nil, fmt.Errorf("listen on %s: this would serve plain text to the network; use --tls require with --tls-cert and --tls-key, a loopback address, or --insecure-plaintext", address)
+	}
+	return a, nil
+}
+
+// ListenTCP listens on host:port, where tcpAddress allows it.
+func ListenTCP(address string, encrypted, insecure bool) (net.Listener, error) {
+	a, err := tcpAddress(address, encrypted, insecure)
+	if err != nil {
+		return nil, err
 	}
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // the kernel's MPTCP sockets cost more and gain nothing here

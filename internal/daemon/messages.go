@@ -93,11 +93,11 @@ var jobKinds = map[pool.JobKind]controlpb.JobKind{
 func jobMessage(j engine.Job) *controlpb.Job {
 	m := &controlpb.Job{
 		Id: j.ID, Kind: jobKinds[j.Kind], State: controlpb.JobState_JOB_STATE_RUNNING, Pool: j.Pool, Target: j.Target,
-		DoneBytes: j.Done, TotalBytes: j.Total, Started: stamp(j.Started), Ended: stamp(j.Ended), Error: j.Err, DamagedBlocks: j.Found,
+		DoneBytes: j.Done, TotalBytes: j.Total, Started: stamp(j.Started), Ended: stamp(j.Ended), Error: j.Err, DamagedBlocks: j.Found, Note: j.Note,
 	}
 	switch {
 	case j.Ended.IsZero():
-	case j.Kind == pool.JobScrub && j.Done < j.Total && j.Err == "": // only one who stops it ends a scrub early
+	case j.Stopped:
 		m.State = controlpb.JobState_JOB_STATE_CANCELED
 	case j.Err != "":
 		m.State = controlpb.JobState_JOB_STATE_FAILED

@@ -91,8 +91,8 @@ func (m *metric) typeName() string {
 	return "histogram"
 }
 
-// MetricsDocument is docs/metrics.md.
-func MetricsDocument() string {
+// MetricsDocument is docs/metrics.md, with the sections of programs beside the daemon.
+func MetricsDocument(others ...string) string {
 	var b strings.Builder
 	b.WriteString(metricsHead)
 	var sections []string
@@ -110,6 +110,9 @@ func MetricsDocument() string {
 		for _, m := range bySection[s] {
 			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.name, m.typeName(), strings.Join(m.labels, ", "), strings.ReplaceAll(strings.TrimSuffix(m.help, "."), "|", `\|`))
 		}
+	}
+	for _, section := range others {
+		b.WriteString("\n" + section)
 	}
 	b.WriteString(metricsFoot)
 	return b.String()

@@ -13,16 +13,6 @@ import (
 	"github.com/ashlar-storage/ashlar/engine"
 )
 
-func TestMetricsPageIsGeneratedAnew(t *testing.T) {
-	b, err := os.ReadFile("../../docs/metrics.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(b) != MetricsDocument() {
-		t.Error("docs/metrics.md is not what the daemon registers: run `make generate`")
-	}
-}
-
 func TestMetricNamesHaveUnits(t *testing.T) {
 	for name, kind := range MetricNames() {
 		switch {
@@ -87,6 +77,7 @@ func TestMetricsHaveTheTypesThatAreDocumented(t *testing.T) {
 // Metrics and labels of other exporters that rules and panels may use.
 var foreignMetrics = map[string][]string{
 	"up": {"job"}, "process_cpu_seconds_total": nil, "process_resident_memory_bytes": nil, "go_gc_duration_seconds_sum": nil,
+	"csi_call_seconds_count": {"method", "code"}, "csi_call_seconds_bucket": {"method", "code", "le"}, // a test of csi has it
 }
 
 var (
@@ -201,8 +192,10 @@ func TestAlertsUseMetricsThatExist(t *testing.T) {
 				}
 				for _, v := range variable.FindAllStringSubmatch(r.Annotations[key], -1) {
 					found := v[1] == "instance"
-					for name, labels := range known {
-						found = found || strings.Contains(r.Expr, name) && slices.Contains(labels, v[1])
+					for _, all := range []map[string][]string{known, foreignMetrics} {
+						for name, labels := range all {
+							found = found || strings.Contains(r.Expr, name) && slices.Contains(labels, v[1])
+						}
 					}
 					if !found {
 						t.Errorf("%s: no metric of it has the label %s", r.Alert, v[1])
@@ -211,7 +204,8 @@ func TestAlertsUseMetricsThatExist(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{"PoolFull", "PoolStopped", "CorruptData", "DiskErrors", "DeviceWaiting", "SlowRequests", "ReactorSaturated"} {
+	for _, want := range []string{"PoolFull", "PoolStopped", "CorruptData", "DiskErrors", "DeviceWaiting", "SlowRequests", "ReactorSaturated",
+		"ReactorWithoutCPU", "DiskRequestsFail", "CSIDown", "CSICallsFail"} {
 		if !seen["Ashlar"+want] {
 			t.Errorf("no alert Ashlar%s", want)
 		}
@@ -243,16 +237,33 @@ func TestDashboardUsesMetricsThatExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	ids := map[int]bool{}
+	taken := map[[2]int]string{}
+	var shown strings.Builder
 	for _, p := range board.Panels {
 		if ids[p.ID] || p.GridPos.X+p.GridPos.W > 24 {
 			t.Errorf("panel %q: id %d is taken, or it is too wide", p.Title, p.ID)
 		}
 		ids[p.ID] = true
+		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
+			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
+				if other, ok := taken[[2]int{x, y}]; ok {
+					t.Fatalf("panel %q lies on %q", p.Title, other)
+				}
+				taken[[2]int{x, y}] = p.Title
+			}
+		}
 		if p.Type != "row" && len(p.Targets) == 0 {
 			t.Errorf("panel %q shows nothing", p.Title)
 		}
 		for _, target := range p.Targets {
 			checkExpression(t, p.Title, target.Expr)
+			shown.WriteString(target.Expr + "\n")
+		}
+	}
+	// What the kernel is observed for is worth nothing unseen.
+	for _, m := range metrics {
+		if m.section == sectionKernel && !strings.Contains(shown.String(), m.name) {
+			t.Errorf("no panel shows %s", m.name)
 		}
 	}
 	variables := 0

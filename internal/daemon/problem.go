@@ -30,6 +30,7 @@ var reasons = []struct {
 	{pool.ErrNotPool, control.ErrNotPool},
 	{pool.ErrUnsupported, control.ErrUnsupportedFormat},
 	{pool.ErrNotSupported, control.ErrNotSupported},
+	{pool.ErrOverProvisioned, control.ErrOverProvisioned},
 	{pool.ErrNoSpace, control.ErrNoSpace},
 	{pool.ErrExists, control.ErrExists},
 	{pool.ErrInvalid, control.ErrInvalid},
@@ -48,10 +49,22 @@ func problem(kind, name string, err error) error {
 		return told
 	}
 	reason := reasonOf(err)
-	if name != "" && !strings.Contains(err.Error(), name) {
-		return control.Errorf(reason, kind, name, "%s %s: %w", kind, name, err)
+	var device *engine.DeviceError
+	named := errors.As(err, &device)
+	if named && reason == control.ErrInternal {
+		reason = control.ErrPrecondition // the world's
 	}
-	return control.Errorf(reason, kind, name, "%w", err)
+	told = control.Errorf(reason, kind, name, "%w", err)
+	if name != "" && !strings.Contains(err.Error(), name) {
+		told = control.Errorf(reason, kind, name, "%s %s: %w", kind, name, err)
+	}
+	if reason == control.ErrInvalid && told.Message != kind+" "+name+": "+pool.ErrInvalid.Error() {
+		told.Message = strings.TrimSuffix(told.Message, ": "+pool.ErrInvalid.Error()) // what stands before says how
+	}
+	if named && (device.Remedy != "" || reason == control.ErrNotFound) { // the usual ones are about pools
+		told.Remedy = device.Remedy
+	}
+	return told
 }
 
 func reasonOf(err error) control.Reason {

@@ -16,7 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -27,6 +26,7 @@ import (
 	"github.com/ashlar-storage/ashlar/engine"
 	"github.com/ashlar-storage/ashlar/engine/pool"
 	"github.com/ashlar-storage/ashlar/nbd"
+	"github.com/ashlar-storage/ashlar/nbd/attach"
 )
 
 // ServeConfig says what a node is. DataDir and Log are required; without anything
@@ -71,6 +71,12 @@ type ServeConfig struct {
 	ControlTLS    *tls.Config // requires and verifies client certificates
 	ControlNames  []string    // names of certificates that may; empty: all that verify
 
+	// DeadTimeout is how long requests wait for whoever answers them before they fail:
+	// those of a device attached through the kernel's nbd driver for a daemon, those of
+	// an export of another server for that server. 0: 5 minutes.
+	// Devices attached through ublk and FUSE wait for a daemon without end.
+	DeadTimeout time.Duration
+
 	Keeper      string // socket of a fuse-keeper that others run; "": the daemon starts its own
 	DeviceLinks string // directory of the names of attached devices; "": /dev/ashlar
 
@@ -102,6 +108,9 @@ type ServeConfig struct {
 	Layout engine.Layout         // of tests; nil: package pool
 	ways   map[controlpb.Via]way // of tests; nil: the kernel's
 }
+
+// DeadNever, as a DeadTimeout, has requests wait without end: to package remote, 292 years.
+const DeadNever = attach.Never
 
 // Addresses are where a node is reached.
 type Addresses struct {
@@ -225,7 +234,10 @@ func (n *node) start() (err error) {
 		return err
 	}
 	if err := n.firstPool(); err != nil {
-		return err
+		if n.inherited.began.IsZero() {
+			return err
+		}
+		n.log.Error("the first pool is not made", "error", err) // no reason to leave clients and devices alone
 	}
 	if n.tracing, err = startTracing(context.Background(), c.OTLPEndpoint, c.Version, n.log); err != nil {
 		return err
@@ -233,12 +245,10 @@ func (n *node) start() (err error) {
 	n.slow = startSlowLog(c.SlowIO, n.log, n.tracing.tracer())
 	n.volumes = newVolumes(n.engine, c.TLSOnly, c.ClientNames)
 	n.volumes.slow, n.volumes.noStages = n.slow.taking(), c.NoStages
+	n.volumes.warnOfRules(n.log)
 	set := &nbd.ExportSet{}
 	set.SetResolver(n.volumes)
-	if n.server, err = nbd.NewServer(nbd.ServerConfig{
-		Reactors: n.reactors, Exports: set, Log: n.log, TLS: c.TLS, TLSConfig: c.TLSConfig, NoList: c.NoList,
-		ConnectionsMax: c.Connections, Depth: c.Depth, DrainTimeout: drainPatience,
-	}); err != nil {
+	if n.server, err = nbd.NewServer(c.server(n.reactors, set)); err != nil {
 		return err
 	}
 	if n.devices, err = newDevices(n.engine, n.volumes, n.reactors, c); err != nil {
@@ -293,12 +303,23 @@ func (n *node) start() (err error) {
 		n.log.Info("serving control", "address", a.String())
 	}
 	n.log.Info("serving", "version", c.Version, "data_dir", c.DataDir, "pools", len(n.engine.Pools()))
+	if err := n.writeHeld(); err != nil {
+		n.log.Warn("a later check of options will not know where this daemon listens", "error", err)
+	}
 	return nil
+}
+
+// server is the config of the NBD server for clients.
+func (c *ServeConfig) server(reactors []*reactor.Reactor, set *nbd.ExportSet) nbd.ServerConfig {
+	return nbd.ServerConfig{
+		Reactors: reactors, Exports: set, Log: c.Log, TLS: c.TLS, TLSConfig: c.TLSConfig, NoList: c.NoList,
+		ConnectionsMax: c.Connections, Depth: c.Depth, DrainTimeout: drainPatience,
+	}
 }
 
 // writeOptions writes the options in force beside the data.
 func (n *node) writeOptions() error {
-	b, err := json.MarshalIndent(n.config.Options, "", "  ")
+	b, err := n.config.options()
 	if err == nil {
 		err = engine.ReplaceFile(filepath.Join(n.config.DataDir, "options.json"), append(b, '\n'), 0o600)
 	}
@@ -307,6 +328,9 @@ func (n *node) writeOptions() error {
 	}
 	return nil
 }
+
+// options are the options in force, in JSON.
+func (c *ServeConfig) options() ([]byte, error) { return json.MarshalIndent(c.Options, "", "  ") }
 
 // firstPool makes the pool of a new node.
 func (n *node) firstPool() error {
@@ -327,116 +351,6 @@ func (n *node) firstPool() error {
 	}
 	_, err := n.engine.CreatePool(spec)
 	return err
-}
-
-// listen opens everything clients connect to.
-func (n *node) listen() error {
-	c := n.config
-	if c.Activation {
-		passed, err := activation.ListenersWithNames()
-		if err != nil {
-			return fmt.Errorf("LISTEN_FDS: %w", err)
-		}
-		for name, list := range passed {
-			for i, l := range list {
-				if l != nil {
-					n.keys[l] = fmt.Sprintf("passed %d %s", i, name)
-				}
-				switch {
-				case l == nil:
-				case name == "control" && l.Addr().Network() == "unix":
-					n.controls = append(n.controls, l)
-				case name == "control":
-					n.controls = append(n.controls, l)
-					n.secure = append(n.secure, l)
-				default:
-					n.exports = append(n.exports, l)
-				}
-			}
-		}
-		if len(n.secure) > 0 && c.ControlTLS == nil {
-			return errors.New("LISTEN_FDS: a control socket on TCP needs --control-tls-cert, --control-tls-key and --control-tls-ca")
-		}
-	}
-	for key, l := range n.inherited.listeners { // what the service manager once passed
-		var i int
-		var name string
-		if _, err := fmt.Sscanf(key+" .", "passed %d %s", &i, &name); err != nil {
-			continue
-		}
-		delete(n.inherited.listeners, key)
-		n.keys[l] = key
-		switch {
-		case name != "control":
-			n.exports = append(n.exports, l)
-		case l.Addr().Network() == "unix":
-			n.controls = append(n.controls, l)
-		default:
-			n.controls, n.secure = append(n.controls, l), append(n.secure, l)
-		}
-	}
-	if c.Socket != "" {
-		l, err := n.listenAs("control "+c.Socket, func() (net.Listener, error) { return listenPrivate(c.Socket) })
-		if err != nil {
-			return err
-		}
-		n.controls = append(n.controls, l)
-	}
-	for _, address := range c.ControlListen {
-		l, err := n.listenAs("control "+address, func() (net.Listener, error) { return ListenTCP(address, true, false) })
-		if err != nil {
-			return err
-		}
-		n.controls, n.secure = append(n.controls, l), append(n.secure, l)
-	}
-	for _, path := range c.NBDSockets {
-		l, err := n.listenAs("nbd "+path, func() (net.Listener, error) { return ListenUnix(path) })
-		if err != nil {
-			return err
-		}
-		n.exports = append(n.exports, l)
-	}
-	if len(n.exports)+len(c.Listen) == 0 && c.ListenDefault != "" {
-		c.Listen = []string{c.ListenDefault}
-	}
-	for _, address := range c.Listen {
-		l, err := n.listenAs("nbd "+address, func() (net.Listener, error) {
-			return ListenTCP(address, c.TLS == nbd.TLSForced, c.InsecurePlaintext)
-		})
-		if err != nil {
-			return err
-		}
-		n.exports = append(n.exports, l)
-	}
-	for _, l := range n.exports {
-		n.addresses.NBD = append(n.addresses.NBD, l.Addr())
-	}
-	for _, l := range n.controls {
-		n.addresses.Control = append(n.addresses.Control, l.Addr())
-	}
-	return nil
-}
-
-// listenAs listens, or takes the socket that the process before had under the same
-// key.
-func (n *node) listenAs(key string, listen func() (net.Listener, error)) (net.Listener, error) {
-	l, err := n.inherited.take(key, listen)
-	if err == nil {
-		n.keys[l] = key
-	}
-	return l, err
-}
-
-// listenPrivate listens on a socket only this user may connect to.
-func listenPrivate(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("listen on socket %s: %w", path, err)
-	}
-	// The mask, and not a later chmod, so that nobody gets in before.
-	old := unix.Umask(0o177)
-	l, err := ListenUnix(path)
-	unix.Umask(old)
-	return l, err
 }
 
 // admitting is c for clients whose certificate has one of the names, where there

@@ -380,6 +380,28 @@ func TestServeControlsPools(t *testing.T) {
 		if _, err := n.client.Pools.Create(ctx, &controlpb.CreatePoolRequest{Name: "x", Paths: []string{"relative"}}); !errors.Is(err, control.ErrInvalid) {
 			t.Errorf("%v", err)
 		}
+		for _, c := range []struct {
+			path   string
+			size   uint64
+			reason control.Reason
+			remedy string
+		}{
+			{"/dev/null", 0, control.ErrPrecondition, "name a disk, a partition or a file"},
+			{n.dir, 0, control.ErrPrecondition, "name a disk, a partition or a file"},
+			{filepath.Join(n.dir, "none", "d1"), 64 * mib, control.ErrPrecondition, "mkdir -p " + filepath.Join(n.dir, "none")},
+			{filepath.Join(n.dir, "none"), 0, control.ErrNotFound, "`lsblk` shows the disks there are"},
+			{filepath.Join(paths[0], "d1"), 64 * mib, control.ErrPrecondition, ""},
+			{"/proc/d1", 4096, control.ErrPrecondition, "name a directory that the daemon may make files in"},
+		} {
+			_, err := n.client.Pools.Create(ctx, &controlpb.CreatePoolRequest{Name: "x", Paths: []string{c.path}, FileSizeBytes: c.size})
+			var told *control.Error
+			if !errors.As(err, &told) || told.Reason != c.reason || told.Remedy != c.remedy || !strings.Contains(told.Message, c.path) {
+				t.Errorf("%s: %v", c.path, err)
+			}
+		}
+		if _, err := n.client.Pools.Open(ctx, &controlpb.OpenPoolRequest{Paths: []string{filepath.Join(n.dir, "none")}}); !errors.Is(err, control.ErrPrecondition) {
+			t.Errorf("a pool on what is not there: %v", err)
+		}
 		if _, err := n.client.Pools.Create(ctx, &controlpb.CreatePoolRequest{Name: "x", Paths: []string{paths[0]}}); err == nil {
 			t.Error("a pool over another, without force")
 		}
@@ -443,7 +465,33 @@ func TestServeControlsPools(t *testing.T) {
 		if seen < 4 { // opened, closed, opened, closed
 			t.Errorf("%d events", seen)
 		}
+		for _, follow := range []bool{false, true} { // "two" is gone too, but was there
+			bounded, cancel := context.WithTimeout(ctx, serveWait)
+			events, err := n.client.Events.Watch(bounded, &controlpb.WatchEventsRequest{Pool: "never", Follow: follow})
+			if err == nil {
+				_, err = events.Recv()
+			}
+			cancel()
+			if !errors.Is(err, control.ErrNotFound) || !strings.Contains(err.Error(), "never") {
+				t.Errorf("events of a pool that never was: %v", err)
+			}
+		}
 	})
+}
+
+// A promise beyond --over-provision is refused with a reason of its own: there is space.
+func TestServeRefusesToOverProvision(t *testing.T) {
+	n := newNode(t, nil, func(c *ServeConfig) { c.OverProvision = 100 })
+	_, err := n.client.Volumes.Create(t.Context(), &controlpb.CreateVolumeRequest{Name: "large", SizeBytes: 1 << 30})
+	if !errors.Is(err, control.ErrOverProvisioned) || status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("create: %v", err)
+	} else if text := err.Error(); !strings.Contains(text, "large") || !strings.Contains(text, "100 %") || strings.Contains(text, "no space") || strings.Contains(text, "delete snapshots") {
+		t.Errorf("create: %q", text)
+	}
+	n.volume("v", mib)
+	if _, err := n.client.Volumes.Resize(t.Context(), &controlpb.ResizeVolumeRequest{Name: "v", SizeBytes: 1 << 30}); !errors.Is(err, control.ErrOverProvisioned) {
+		t.Errorf("resize: %v", err)
+	}
 }
 
 func TestServeTellsOfAPoolThatIsNotOpen(t *testing.T) {
@@ -657,6 +705,7 @@ func TestProblems(t *testing.T) {
 		{pool.ErrNotFound, codes.NotFound, control.ErrNotFound},
 		{fmt.Errorf("volume v: %w", pool.ErrExists), codes.AlreadyExists, control.ErrExists},
 		{pool.ErrNoSpace, codes.ResourceExhausted, control.ErrNoSpace},
+		{pool.ErrOverProvisioned, codes.ResourceExhausted, control.ErrOverProvisioned},
 		{engine.ErrVolumes, codes.FailedPrecondition, control.ErrHasVolumes},
 		{engine.ErrNoDefault, codes.InvalidArgument, control.ErrInvalid},
 		{engine.ErrBusy, codes.Unavailable, control.ErrUnavailable},
@@ -674,5 +723,20 @@ func TestProblems(t *testing.T) {
 	}
 	if problem("", "", nil) != nil {
 		t.Error("nil is an error")
+	}
+}
+
+func TestJobStates(t *testing.T) {
+	now := time.Now()
+	for want, j := range map[controlpb.JobState]pool.Job{
+		controlpb.JobState_JOB_STATE_RUNNING:  {Done: 1, Total: 2},
+		controlpb.JobState_JOB_STATE_DONE:     {Done: 2, Total: 2, Ended: now},
+		controlpb.JobState_JOB_STATE_FAILED:   {Done: 1, Total: 2, Ended: now, Err: "a device failed"},
+		controlpb.JobState_JOB_STATE_CANCELED: {Done: 2, Total: 2, Ended: now, Stopped: true}, // the pool has shrunk meanwhile
+	} {
+		j.Kind = pool.JobScrub
+		if m := jobMessage(engine.Job{Job: j}); m.GetState() != want || m.GetError() != j.Err {
+			t.Errorf("%+v: %v", j, m)
+		}
 	}
 }

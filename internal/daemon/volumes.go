@@ -96,11 +96,7 @@ func (v *volumes) export(x exported) *nbd.Export {
 		e.Description = fmt.Sprintf("snapshot of %s, %s", x.volume, e.Description)
 	}
 	// By whatever name a client asks, the same certificates open the same bytes.
-	rules := []string{"", x.volume, x.pool + "/" + x.volume}
-	if x.snapshot != "" {
-		rules = append(rules, x.volume+"@"+x.snapshot, x.pool+"/"+x.volume+"@"+x.snapshot)
-	}
-	for _, rule := range rules {
+	for _, rule := range append([]string{""}, x.rulesOf()...) {
 		e.ClientNames = append(e.ClientNames, v.clientNames[rule]...)
 	}
 	e.Open = func() (datapath.Device, error) { return v.open(x) }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -225,6 +226,10 @@ func TestFindings(t *testing.T) {
 			"capabilities", Note, "this user has no CAP_BPF: disks and reactors are not observed", "AmbientCapabilities=CAP_BPF"},
 		{"root in a container", func(_ *Host, f files, _ *Options) { f["proc/self/status"] = "CapEff:\t00000000a80425fb\n" },
 			"capabilities", Warning, "root has no CAP_SYS_ADMIN here", "AmbientCapabilities=CAP_SYS_ADMIN"},
+		{"root bound to limits", func(_ *Host, f files, _ *Options) { f["proc/self/status"] = "CapEff:\t000001fffeffffff\n" },
+			"capabilities", Warning, "root has no CAP_SYS_RESOURCE here: ", "AmbientCapabilities=CAP_SYS_RESOURCE"},
+		{"root bound to modes", func(_ *Host, f files, _ *Options) { f["proc/self/status"] = "CapEff:\t000001fffffffffd\n" },
+			"capabilities", Warning, "root has no CAP_DAC_OVERRIDE here: ", "AmbientCapabilities=CAP_DAC_OVERRIDE"},
 		{"no /proc", func(_ *Host, f files, _ *Options) { delete(f, "proc/self/status") },
 			"capabilities", Note, "could not be read", ""},
 		{"no BTF", func(_ *Host, f files, _ *Options) { delete(f, "sys/kernel/btf/vmlinux") },
@@ -379,7 +384,13 @@ func TestFindings(t *testing.T) {
 			"service", Failure, "/etc/ashlar/serve.yaml, which is not there", "serve.yaml"},
 		{"a unit that forbids something", func(_ *Host, f files, _ *Options) { f[unitFile] += "CapabilityBoundingSet=~CAP_SYS_ADMIN CAP_BPF\n" },
 			"service", Note, "has no CAP_BPF in its CapabilityBoundingSet", "systemctl edit"},
-		{"a unit that is root's", func(_ *Host, f files, _ *Options) { f[unitFile] += "CapabilityBoundingSet=CAP_SYS_ADMIN\n" },
+		{"a unit that forbids to be above limits", func(_ *Host, f files, _ *Options) {
+			f[unitFile] += "CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_SYS_ADMIN\n"
+		},
+			"service", Note, "has no CAP_SYS_RESOURCE in its CapabilityBoundingSet: ", "systemctl edit"},
+		{"a unit that is root's", func(_ *Host, f files, _ *Options) {
+			f[unitFile] += "CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_SYS_ADMIN CAP_SYS_RESOURCE\n"
+		},
 			"service", OK, "is installed", ""},
 		{"a unit without rights", func(_ *Host, f files, _ *Options) {
 			f[unitFile] += "CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_IPC_LOCK\n"
@@ -405,6 +416,31 @@ func TestFindings(t *testing.T) {
 			}
 			t.Errorf("not found; of %s there is\n\t%s", tt.check, strings.Join(others, "\n\t"))
 		})
+	}
+}
+
+// TestTheUnitHasTheCapabilitiesThatAreLookedAt: what the unit allows is what the daemon
+// uses, and so what is looked at.
+func TestTheUnitHasTheCapabilitiesThatAreLookedAt(t *testing.T) {
+	b, err := os.ReadFile("../../deploy/systemd/ashlar.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var allowed []string
+	for line := range strings.Lines(string(b)) {
+		if names, found := strings.CutPrefix(line, "CapabilityBoundingSet="); found {
+			allowed = strings.Fields(names)
+		}
+	}
+	for _, name := range allowed {
+		if !slices.ContainsFunc(capabilities, func(c capability) bool { return c.name == name }) {
+			t.Errorf("the unit allows %s, and it is not looked at", name)
+		}
+	}
+	for _, c := range capabilities {
+		if c.unit && !slices.Contains(allowed, c.name) {
+			t.Errorf("the unit does not allow %s", c.name)
+		}
 	}
 }
 

@@ -20,15 +20,19 @@ var capabilities = []capability{
 	{capSysAdmin, "CAP_SYS_ADMIN", "`ashlar attach` cannot make block devices", true},
 	{capBPF, "CAP_BPF", "disks and reactors are not observed", true},
 	{capPerfmon, "CAP_PERFMON", "disks and reactors are not observed", true},
+	{capSysResource, "CAP_SYS_RESOURCE", "when memory is short the daemon may wait for its own devices, and a mounted ext4 does not grow", true},
+	{capDACOverride, "CAP_DAC_OVERRIDE", "disks and files of other users cannot be opened", true},
 	{23, "CAP_SYS_NICE", "reactors cannot be given precedence over other work", false},
 	{capIPCLock, "CAP_IPC_LOCK", "buffers count against the limit of locked memory", false},
 }
 
 const (
-	capIPCLock  = 14
-	capSysAdmin = 21 // the kernel takes it for CAP_BPF and CAP_PERFMON too
-	capPerfmon  = 38
-	capBPF      = 39
+	capDACOverride = 1
+	capIPCLock     = 14
+	capSysAdmin    = 21 // the kernel takes it for CAP_BPF and CAP_PERFMON too
+	capSysResource = 24 // of PR_SET_IO_FLUSHER and EXT4_IOC_RESIZE_FS
+	capPerfmon     = 38
+	capBPF         = 39
 )
 
 // implies says whether the right of bit comes with what set has.

@@ -31,6 +31,7 @@ var policy = []row{
 	{"internal/units", nil, "numbers and words only"},
 	{"internal/blockdev", nil, "it reads what the kernel shows"},
 	{"internal/crc32c", nil, "numbers only"},
+	{"internal/flusher", [][]string{{"datapath/reactor"}}, "it tells the kernel what this process is; whom it serves is others' business"},
 	{"internal/testenv", nil, "tests of every layer use it"},
 	{"internal/lint", nil, "it reads source, it does not link it"},
 
@@ -65,7 +66,7 @@ var policy = []row{
 
 	{"nbd/...", [][]string{base, waist, {"nbd/..."}}, "an export knows only the waist"},
 	{"ublk/...", [][]string{base, waist, {"ublk/..."}}, "an export knows only the waist"},
-	{"fuse/...", [][]string{base, waist, {"fuse/..."}}, "an export knows only the waist"},
+	{"fuse/...", [][]string{base, waist, {"fuse/...", "internal/flusher"}}, "an export knows only the waist"},
 
 	{"observe/...", [][]string{base, waist, {"observe/..."}}, "it watches through the waist and the kernel; it steers nothing"},
 	{"cluster/...", [][]string{base, {"cluster/..."}},
@@ -76,7 +77,7 @@ var policy = []row{
 	{"csi/...", [][]string{base, {"csi/...", "control/..."}},
 		"it translates Kubernetes to the control API, and lives and dies apart from the data path"},
 
-	{"internal/daemon", [][]string{base, waist, devices, {"engine/...", "replication/...", "nbd/...", "ublk/...", "fuse/...", "cluster/...", "control/...", "observe/..."}},
+	{"internal/daemon", [][]string{base, waist, devices, {"engine/...", "replication/...", "nbd/...", "ublk/...", "fuse/...", "cluster/...", "control/...", "observe/...", "internal/flusher"}},
 		"the one place that joins exports and stores"},
 	{"internal/metamorphic", [][]string{base, waist, devices, forTests, {"engine/...", "replication/...", "nbd/...", "ublk/...", "fuse/...", "internal/daemon"}},
 		"it runs the whole against a model"},
@@ -84,12 +85,12 @@ var policy = []row{
 	{"internal/report", [][]string{{"control/controlpb"}}, "it explains samples; it does not fetch them"},
 	{"internal/doctor", [][]string{base, waist, {"ublk/...", "nbd/...", "control/...", "engine/pool"}},
 		"it looks at the host for what the daemon will need, by the probes the daemon uses"},
-	{"cmd/...", [][]string{base, waist, devices, {"internal/daemon", "internal/background", "internal/report", "internal/doctor", "control/...", "csi/...", "nbd/...", "ublk/...", "fuse/...", "observe/...", "benchmarks/...", "tools/..."}},
+	{"cmd/...", [][]string{base, waist, devices, {"internal/daemon", "internal/background", "internal/flusher", "internal/report", "internal/doctor", "control/...", "csi/...", "nbd/...", "ublk/...", "fuse/...", "observe/...", "benchmarks/...", "tools/..."}},
 		"a command line names what it wants; the daemon joins stores and exports"},
 
 	{"benchmarks/...", [][]string{base, waist, devices, {"benchmarks/...", "nbd/...", "ublk/...", "control/...", "engine/pool", "internal/testenv", "tools/fio-profiles"}},
 		"a rig outside the product, measured through public doors"},
-	{"tools/metricsdoc", [][]string{{"internal/daemon"}}, "it writes the page of what the daemon registers"},
+	{"tools/metricsdoc", [][]string{{"internal/daemon", "csi"}}, "it writes the page of what the daemon and the driver register"},
 	{"tools/...", [][]string{base, {"tools/..."}}, "tools of the repository, not of the product"},
 	{"test/...", [][]string{base, {"test/...", "internal/testenv"}},
 		"these tests use Ashlar as strangers do: the binary, other people's clients, the kernel"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"strings"
 	"syscall"
@@ -55,6 +56,10 @@ const (
 	timeoutUnit = time.Second
 )
 
+// Never, as a DeadTimeout, has I/O wait without end: 292 years. The driver takes 0 for no
+// wait at all.
+const Never time.Duration = math.MaxInt64
+
 // Config says what to attach and how. Dial is required.
 type Config struct {
 	Dial    Dialer
@@ -65,7 +70,7 @@ type Config struct {
 	Connections      int           // 0 means 4; one, where the server does not allow several
 	BlockSize        uint32        // bytes: 512, 1024, 2048 or 4096; 0 for the smallest the server takes
 	ReadOnly         bool          // refuse writes even where the server takes them
-	DeadTimeout      time.Duration // I/O without any connection fails after this; 0 means 5 min; whole seconds
+	DeadTimeout      time.Duration // I/O without any connection fails after this; 0 means 5 min, Never without end; whole seconds
 	RetryAfter       time.Duration // resend a request unanswered for this long; 0: 1 s with one connection, 10 s with several
 	HandshakeTimeout time.Duration // of one connection; 0 means 10 s
 }

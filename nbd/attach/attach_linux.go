@@ -423,7 +423,13 @@ func (c *Config) retryAfter(connections int) time.Duration {
 }
 
 // seconds rounds up: the driver's timeouts are in seconds, and 0 would be none.
-func seconds(d time.Duration) uint64 { return uint64((d + timeoutUnit - 1) / timeoutUnit) }
+func seconds(d time.Duration) uint64 {
+	n := uint64(d / timeoutUnit)
+	if d%timeoutUnit > 0 {
+		n++
+	}
+	return n
+}
 
 // connections are sockets in transmission, for the kernel.
 type connections struct {

@@ -58,6 +58,8 @@ func TestConnectFollowsItsConfig(t *testing.T) {
 			func(_ Device, r fakeRequest) bool { return len(r.sockets) == 7 }, "10000"},
 		{"timeouts, rounded up", nil, func(c *Config) { c.DeadTimeout, c.RetryAfter = 1500*time.Millisecond, 250*time.Millisecond },
 			func(_ Device, r fakeRequest) bool { return r.deadTimeout == 2 }, "250"},
+		{"no end of waiting", nil, func(c *Config) { c.DeadTimeout = Never },
+			func(_ Device, r fakeRequest) bool { return r.deadTimeout == 9223372037 }, "10000"},
 		{"a block size", nil, func(c *Config) { c.BlockSize = 4096 },
 			func(d Device, r fakeRequest) bool { return r.blockSize == 4096 && d.BlockSize == 4096 }, "10000"},
 		{"the server's block size", func(s *fakeServer) { s.block = 2048 }, func(*Config) {},

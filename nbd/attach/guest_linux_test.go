@@ -652,6 +652,34 @@ func TestGuestFailsAfterTheDeadTimeout(t *testing.T) {
 	g.disconnect(device.Index)
 }
 
+// TestGuestWaitsWithoutEnd: with Never a request waits for as long as the kernel can
+// count, and not for no time at all.
+func TestGuestWaitsWithoutEnd(t *testing.T) {
+	g := newGuest(t)
+	g.serve()
+	g.volume("64MiB")
+	c := g.config()
+	c.DeadTimeout, c.RetryAfter = Never, time.Second
+	device := g.connect(c)
+	g.kill()
+	read := make(chan error, 1)
+	go func() { // ends with the read
+		read <- exec.Command("dd", "if="+device.Path, "of=/dev/null", "bs=4k", "count=1", "iflag=direct").Run()
+	}()
+	select {
+	case err := <-read:
+		t.Errorf("it did not wait: %v", err)
+	case <-time.After(10 * time.Second):
+	}
+	g.serve()
+	stop := g.keep(device.Index, c)
+	if err := <-read; err != nil {
+		t.Error(err)
+	}
+	stop()
+	g.disconnect(device.Index)
+}
+
 func TestGuestRefusesAStaleNode(t *testing.T) {
 	g := newGuest(t)
 	g.serve()

@@ -7,6 +7,7 @@ import (
 	"github.com/ashlar-storage/ashlar/datapath"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 	"github.com/ashlar-storage/ashlar/nbd"
+	"github.com/ashlar-storage/ashlar/nbd/internal/list"
 )
 
 type nbdRequest = nbd.LinkRequest
@@ -33,8 +34,8 @@ type core struct {
 	sessions uint64 // adopted
 	served   bool   // the session has answered something
 
-	all       slotList  // every request that has not ended
-	todo      slotQueue // those of all that wait for a wire, and for nothing else
+	all       list.List[slot] // every request that has not ended, in the order of arrival
+	todo      list.List[slot] // those of all that wait for a wire, and for nothing else
 	unended   int
 	held      int // those that wait for an overlapping change
 	wired     int // those on a wire, the core's own included
@@ -143,7 +144,7 @@ func (c *core) advance() {
 		}
 		c.phase = phaseReissue
 		c.reissuing = 0
-		for s := c.all.first; s != nil; s = s.next {
+		for s := c.all.First(); s != nil; s = s.order.Next() {
 			if s.sent && s.up.Modifies() {
 				c.reissuing++
 				c.send(s)
@@ -160,7 +161,7 @@ func (c *core) advance() {
 
 // anySent reports whether a change was on a wire that is gone.
 func (c *core) anySent() bool {
-	for s := c.all.first; s != nil; s = s.next {
+	for s := c.all.First(); s != nil; s = s.order.Next() {
 		if s.sent && s.up.Modifies() {
 			return true
 		}
@@ -182,18 +183,18 @@ func (c *core) arrived(s *slot) {
 		c.arm()
 	}
 	c.unended++
-	c.all.push(s)
+	c.all.Push(&s.order, s)
 	if s.up.Modifies() && c.overlapped(s) {
 		s.held = true
 		c.held++
 		return
 	}
-	c.todo.push(s)
+	c.todo.Push(&s.todo, s)
 }
 
 // overlapped reports whether an earlier change of the same bytes has not ended.
 func (c *core) overlapped(s *slot) bool {
-	for e := s.prev; e != nil; e = e.prev {
+	for e := s.order.Prev(); e != nil; e = e.order.Prev() {
 		if e.up.Modifies() && e.overlaps(s) {
 			return true
 		}
@@ -203,19 +204,19 @@ func (c *core) overlapped(s *slot) bool {
 
 // letGo frees requests that waited for one that has ended.
 func (c *core) letGo() {
-	for s := c.all.first; s != nil && c.held > 0; s = s.next {
+	for s := c.all.First(); s != nil && c.held > 0; s = s.order.Next() {
 		if s.held && !c.overlapped(s) {
 			s.held = false
 			c.held--
-			c.todo.push(s)
+			c.todo.Push(&s.todo, s)
 		}
 	}
 }
 
 // pump sends what may be sent.
 func (c *core) pump() {
-	for c.phase == phaseOnline && c.todo.first != nil {
-		s := c.todo.first
+	for c.phase == phaseOnline && c.todo.First() != nil {
+		s := c.todo.First()
 		if s.up.Modifies() && c.retention.on() && !s.reserved {
 			if !c.retention.reserve(s.up) {
 				c.flushWanted = true
@@ -223,7 +224,7 @@ func (c *core) pump() {
 			}
 			s.reserved = true
 		}
-		c.todo.pop()
+		c.todo.Pop()
 		c.send(s)
 	}
 	if c.flushWanted && c.phase == phaseOnline && !c.flush.wired && !c.retention.empty() {
@@ -294,7 +295,7 @@ func (c *core) end(s *slot, status datapath.Status) {
 		c.retention.release(s.up)
 		c.flushWanted = true // what lies there now must not be replaced by what is older
 	}
-	c.all.remove(s)
+	c.all.Remove(&s.order)
 	c.unended--
 	if c.held > 0 && s.up.Modifies() {
 		c.letGo()
@@ -339,11 +340,11 @@ func (c *core) lost(err error) {
 	c.links, c.wired = nil, 0
 	c.flush.wired = false
 	c.replay.end()
-	c.todo = slotQueue{}
-	for s := c.all.first; s != nil; s = s.next {
+	c.todo = list.List[slot]{}
+	for s := c.all.First(); s != nil; s = s.order.Next() {
 		s.wired, s.at, s.zero = false, 0, true
 		if !s.held && !(s.sent && s.up.Modifies()) { // those go first, see advance
-			c.todo.push(s)
+			c.todo.Push(&s.todo, s)
 		}
 	}
 	if c.failing == "" {
@@ -376,10 +377,10 @@ func (c *core) refuse(reason string) {
 
 // failAll ends every request. What was acknowledged is kept.
 func (c *core) failAll(status datapath.Status) {
-	c.todo = slotQueue{}
+	c.todo = list.List[slot]{}
 	c.held = 0
-	for s := c.all.first; s != nil; s = c.all.first {
-		c.all.remove(s)
+	for s := c.all.First(); s != nil; s = c.all.First() {
+		c.all.Remove(&s.order)
 		c.unended--
 		if s.reserved && c.retention.on() {
 			c.retention.release(s.up)

@@ -3,6 +3,7 @@ package remote
 import (
 	"github.com/ashlar-storage/ashlar/datapath"
 	"github.com/ashlar-storage/ashlar/nbd"
+	"github.com/ashlar-storage/ashlar/nbd/internal/list"
 )
 
 // slot is one request from its arrival at the core to its end. All but up and
@@ -21,8 +22,8 @@ type slot struct {
 	zero     bool // all pieces so far were holes
 	status   datapath.Status
 
-	prev, next *slot // in core.all, in the order of arrival
-	todo       *slot // next in core.todo
+	order list.Link[slot] // in core.all
+	todo  list.Link[slot] // in core.todo
 }
 
 func (s *slot) overlaps(o *slot) bool {
@@ -86,52 +87,4 @@ func statusOf(e nbd.Error) datapath.Status {
 		return datapath.StatusIO
 	}
 	return datapath.StatusInvalid // what an unknown number means, too
-}
-
-// slotList is a list of slots in the order of arrival.
-type slotList struct{ first, last *slot }
-
-func (l *slotList) push(s *slot) {
-	s.prev, s.next = l.last, nil
-	if l.last != nil {
-		l.last.next = s
-	} else {
-		l.first = s
-	}
-	l.last = s
-}
-
-func (l *slotList) remove(s *slot) {
-	if s.prev != nil {
-		s.prev.next = s.next
-	} else {
-		l.first = s.next
-	}
-	if s.next != nil {
-		s.next.prev = s.prev
-	} else {
-		l.last = s.prev
-	}
-	s.prev, s.next = nil, nil
-}
-
-// slotQueue is what is to be sent, first come first served.
-type slotQueue struct{ first, last *slot }
-
-func (q *slotQueue) push(s *slot) {
-	s.todo = nil
-	if q.last != nil {
-		q.last.todo = s
-	} else {
-		q.first = s
-	}
-	q.last = s
-}
-
-func (q *slotQueue) pop() {
-	s := q.first
-	if q.first = s.todo; q.first == nil {
-		q.last = nil
-	}
-	s.todo = nil
 }
