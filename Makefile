@@ -35,7 +35,10 @@ PACKAGES_KUBE    := openssl=openssl iproute2=ip util-linux=nsenter mount=losetup
 help: ## show this list
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
-	@echo 'variables: RUN_SECONDS RUN_KEEP RUN_ARGS (run), FUZZTIME (fuzz), TESTFLAGS (test, interop), ASHLAR_TEST_LONG=1 ASHLAR_SEED (test-powerfail), BENCHFLAGS (bench, bench-pool)'
+	@echo 'variables: RUN_SECONDS RUN_SIZE RUN_POOL RUN_DIR RUN_ARGS RUN_KEEP=1 (run; tools/run.sh --help), FUZZTIME (fuzz),'
+	@echo '  TESTFLAGS="-run NAME -v" ASHLAR_TEST_LONG=1 ASHLAR_TEST_SEED=N (test, interop, test-...), BENCHFLAGS (bench, bench-...),'
+	@echo '  KUBE_KEEP=1 KUBE_CACHE KUBE_RUN KUBE_NODES KUBE_SLOW KUBE_TEST KUBE_BENCH (test-kube; head of test/kube/run.sh),'
+	@echo '  IMAGE (image), HELM (manifest), DEB_ARCHS (deb), GO'
 
 # ---- set-up ---------------------------------------------------------------------
 
@@ -142,9 +145,13 @@ run: .make/run build ## a node, a pool, a volume, a device, and fio's result on 
 
 .PHONY: test
 test: .make/test go ## all Go tests: with the race detector, without (allocation pins), with invariants
-	CGO_ENABLED=1 $(GO) test -race -timeout 30m $(TESTFLAGS) ./...
-	CGO_ENABLED=0 $(GO) test -timeout 30m $(TESTFLAGS) ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout $(if $(ASHLAR_TEST_LONG),4h,30m) $(TESTFLAGS) ./...
+	CGO_ENABLED=0 $(GO) test -timeout $(if $(ASHLAR_TEST_LONG),4h,30m) $(TESTFLAGS) ./...
 	CGO_ENABLED=0 $(GO) test -timeout 30m -tags invariants $(TESTFLAGS) ./datapath/... ./nbd/...
+
+.PHONY: test-pool-long
+test-pool-long: go ## crash the pool at every event of each of 1,463 sequences of operations; 1,000 random runs against a model (ASHLAR_TEST_SEED)
+	CGO_ENABLED=0 ASHLAR_TEST_LONG=1 ASHLAR_TARGET=test-pool-long $(GO) test -count=1 -v -timeout 6h -parallel 6 -run '^(TestCrashAfterEverySequence|TestRandomOperationsAgreeWithModel)$$' $(TESTFLAGS) ./engine/pool
 
 .PHONY: test-root
 test-root: go ## the Go tests as root; what needs root fails instead of skipping
@@ -194,6 +201,11 @@ test-docs: .make/run build ## run the commands of README.md and docs/ that are m
 test-kube: .make/kube image ## Kubernetes with three nodes on this machine, and what deploy/ashlar.yaml does there (root; KUBE_KEEP=1)
 	@[ "$$(id -u)" = 0 ] || { echo 'make: test-kube needs root; run: sudo make test-kube' >&2; exit 1; }
 	@test/kube/run.sh $(TESTFLAGS)
+
+.PHONY: test-kube-vm
+test-kube-vm: .make/kube .make/vm image ## an encrypted claim, in Kubernetes in an emulated Linux 6.12, which has dm-crypt and ublk: 20 minutes (root)
+	@[ "$$(id -u)" = 0 ] || { echo 'make: test-kube-vm needs root; run: sudo make test-kube-vm' >&2; exit 1; }
+	@ASHLAR_TARGET='test-kube-vm test-root' test/kube/vm.sh $(TESTFLAGS)
 
 .PHONY: bench-kube
 bench-kube: .make/kube build image ## fio in a pod on a volume, against the disk itself, with the profiles of kbench and dbench (root)

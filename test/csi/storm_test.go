@@ -22,10 +22,10 @@ func TestStorm(t *testing.T) {
 		count = 100
 	}
 	seed := uint64(time.Now().UnixNano())
-	if s, err := strconv.ParseUint(os.Getenv("ASHLAR_SEED"), 10, 64); err == nil {
+	if s, err := strconv.ParseUint(os.Getenv("ASHLAR_TEST_SEED"), 10, 64); err == nil {
 		seed = s
 	}
-	t.Logf("ASHLAR_SEED=%d", seed)
+	t.Logf("ASHLAR_TEST_SEED=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
 	w := newWorld(t, "40GiB")
 	const workers = 8

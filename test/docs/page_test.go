@@ -19,6 +19,8 @@ type block struct {
 
 	run        bool
 	repository bool     // in the repository's folder
+	node       bool     // a node is there, as doc.go describes it
+	daemon     bool     // its lines are daemons, each in the place of the one before
 	without    []string // commands whose lines are left out
 	mark       string   // the whole mark, "" without
 }
@@ -71,14 +73,24 @@ func (b *block) setMark(mark string) (problem string) {
 		return "a mark says neither run nor anything else known: " + mark
 	}
 	b.run = true
-	switch words = words[1:]; {
-	case len(words) == 0:
-	case slices.Equal(words, []string{"in", "repository"}):
-		b.repository = true
-	case words[0] == "without" && len(words) > 1:
-		b.without = words[1:]
-	default:
-		return "a mark that is not understood: " + mark
+	for words = words[1:]; len(words) > 0; {
+		phrase := strings.Join(words[:min(len(words), 3)], " ")
+		switch {
+		case phrase == "on a node":
+			b.node = true
+			words = words[3:]
+		case phrase == "as a daemon":
+			b.node, b.daemon = true, true
+			words = words[3:]
+		case strings.HasPrefix(phrase, "in repository"):
+			b.repository = true
+			words = words[2:]
+		case words[0] == "without" && len(words) > 1:
+			b.without = words[1:]
+			words = nil
+		default:
+			return "a mark that is not understood: " + mark
+		}
 	}
 	return ""
 }

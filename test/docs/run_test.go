@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,8 @@ import (
 const (
 	lineLimit = time.Minute
 	pageLimit = 10 * time.Minute
+
+	leaveLimit = 30 * time.Second // for a machine to take away what a page left
 )
 
 // runnable are the pages whose marked blocks are run.
@@ -37,7 +40,7 @@ func TestMarkedBlocksRun(t *testing.T) {
 			continue
 		}
 		t.Run(page, func(t *testing.T) {
-			if err := runPage(t, binary, blocks); err != nil {
+			if err := runPage(t, binary, blocks, lineLimit); err != nil {
 				t.Errorf("%s:%v", page, err)
 			}
 		})
@@ -56,7 +59,7 @@ func TestRunner(t *testing.T) {
 		t.Fatal(problems)
 	}
 	blocks = slices.DeleteFunc(blocks, func(b block) bool { return !b.run })
-	if err := runPage(t, binary, blocks); err != nil {
+	if err := runPage(t, binary, blocks, lineLimit); err != nil {
 		t.Errorf("example.md:%v", err)
 	}
 	for text, want := range map[string]string{
@@ -64,9 +67,38 @@ func TestRunner(t *testing.T) {
 		"ashlar volume list":                    "10: ",
 		"test -f disk.img\nashlar pool creat x": "11: ",
 	} {
-		err := runPage(t, binary, []block{{line: 10, lines: strings.Split(text, "\n"), run: true}})
+		err := runPage(t, binary, []block{{line: 10, lines: strings.Split(text, "\n"), run: true}}, lineLimit)
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%q: %v, want a failure at line %s", text, err, want)
+		}
+	}
+}
+
+// TestWhatAPageLeavesGoesAway fails a page, and has one wait for ever, with a file system
+// mounted on a device.
+func TestWhatAPageLeavesGoesAway(t *testing.T) {
+	binary := requireDocs(t)
+	testenv.RequireCommand(t, "losetup", "mount")
+	for _, last := range []string{"false", "sync -f /mnt/file", "kill -KILL %1; cat /mnt/file", "sleep 1000"} {
+		err := runPage(t, binary, []block{{line: 1, run: true, lines: []string{
+			"ashlar serve --data-dir /var/lib/ashlar --default-pool 4GiB &",
+			"ashlar volume create data --size 1GiB --pool default",
+			"echo device $(ashlar attach data --via fuse).",
+			"mkfs.ext4 -q /dev/ashlar/default/data",
+			"mount /dev/ashlar/default/data /mnt",
+			"echo text >/mnt/file",
+			last,
+			"test -s /mnt/file && false",
+		}}}, lineLimit/3)
+		if err == nil {
+			t.Fatalf("%s: the page does not fail", last)
+		}
+		device := regexp.MustCompile(`device /dev/(loop\d+)\.`).FindStringSubmatch(err.Error())
+		if device == nil {
+			t.Fatalf("%s: %v", last, err)
+		}
+		if file, readErr := os.ReadFile("/sys/block/" + device[1] + "/loop/backing_file"); readErr == nil {
+			t.Errorf("%s: %s is left, of %s: %v", last, device[1], file, err)
 		}
 	}
 }
@@ -88,12 +120,31 @@ func requireDocs(t *testing.T) string {
 	return binary
 }
 
+const (
+	// readyScript waits for a daemon, and fails without one.
+	readyScript = "for _ in $(seq 200); do ashlar pool list >/dev/null 2>&1 && break || sleep 0.1; done\nashlar pool list >/dev/null\n"
+
+	// nodeScript makes the node of a page: $daemon is its daemon, $peer another server.
+	nodeScript = "ashlar serve --data-dir /var/lib/ashlar --default-pool 10GiB &\ndaemon=$!\n" + readyScript +
+		"ashlar volume create data --size 1GiB --pool default\nashlar snapshot create data@monday\n" +
+		"truncate -s 64M x.img\nashlar export --listen 127.0.0.2:10809 --name x x.img &\npeer=$!\n" +
+		"for _ in $(seq 200); do nbdinfo --size nbd://host/x >/dev/null 2>&1 && break || sleep 0.1; done\n"
+
+	// endScript ends the daemon, and what else listens.
+	endScript = "kill $daemon $peer\nwait $daemon\n[ -z \"$peer\" ] || wait $peer\npeer=\n"
+)
+
 // script makes one bash script of the blocks of a page. Before each line it says the
 // line's number on descriptor 3, which is how the test knows where it is.
 func script(blocks []block, repository string) string {
 	var b strings.Builder
 	b.WriteString("set -e -o pipefail\nwork=$PWD\nunset ASHLAR_SERVER\n")
+	node := false
 	for _, block := range blocks {
+		if block.node && !node {
+			fmt.Fprintf(&b, "echo %d >&3\ncd \"$work\"\n%s", block.line, nodeScript)
+			node = true
+		}
 		directory := "$work"
 		if block.repository {
 			directory = repository
@@ -107,7 +158,14 @@ func script(blocks []block, repository string) string {
 			if strings.TrimSpace(line) == "" || leftOut {
 				continue
 			}
-			fmt.Fprintf(&b, "echo %d >&3\n%s\n", block.line+i, strings.TrimPrefix(strings.TrimSpace(line), "$ "))
+			line = strings.TrimPrefix(strings.TrimSpace(line), "$ ")
+			fmt.Fprintf(&b, "echo %d >&3\n", block.line+i)
+			if block.daemon {
+				line, _, _ = strings.Cut(line, " #")
+				fmt.Fprintf(&b, "%s%s &\ndaemon=$!\n%s", endScript, line, readyScript)
+				continue
+			}
+			fmt.Fprintf(&b, "%s\n", line)
 			if ready := readiness(parts); ready != "" {
 				fmt.Fprintf(&b, "for _ in $(seq 200); do %s && break || sleep 0.1; done\n", ready)
 			}
@@ -134,8 +192,8 @@ func readiness(parts [][]string) string {
 	return ""
 }
 
-// runPage runs the blocks. Its error begins with the number of the line that failed.
-func runPage(t *testing.T, binary string, blocks []block) error {
+// runPage runs the blocks, each line for at most a time. Its error begins with the number of the line that failed.
+func runPage(t *testing.T, binary string, blocks []block, lineLimit time.Duration) error {
 	t.Helper()
 	repository, err := filepath.Abs(root)
 	if err != nil {
@@ -153,6 +211,7 @@ func runPage(t *testing.T, binary string, blocks []block) error {
 	if err := os.Symlink(binary, filepath.Join(bin, "ashlar")); err != nil {
 		t.Fatal(err)
 	}
+	writeCertificates(t, filepath.Join(scratch, "etc"))
 	file := filepath.Join(scratch, "page.sh")
 	if err := os.WriteFile(file, []byte(script(blocks, repository)), 0o644); err != nil {
 		t.Fatal(err)
@@ -174,7 +233,12 @@ func runPage(t *testing.T, binary string, blocks []block) error {
 	command.Env = append(os.Environ(), "PATH="+bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin")
 	command.Stdout, command.Stderr = &output, &output
 	command.ExtraFiles = []*os.File{positionsEnd}
-	command.WaitDelay = time.Second
+	input, err := command.StdinPipe() // its end is the machine's
+	if err != nil {
+		t.Fatal(err)
+	}
+	command.Cancel = input.Close
+	command.WaitDelay = leaveLimit
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -196,9 +260,6 @@ func runPage(t *testing.T, binary string, blocks []block) error {
 			if open {
 				line = now
 				timer.Reset(lineLimit)
-				if line == "end" {
-					cancel() // what runs in the background ends
-				}
 			}
 		case <-timer.C:
 			slow = true
@@ -207,8 +268,10 @@ func runPage(t *testing.T, binary string, blocks []block) error {
 	}
 	err = command.Wait()
 	switch {
-	case line == "end":
+	case line == "end" && err == nil:
 		return nil
+	case line == "end":
+		return fmt.Errorf("%s: what the page left does not go away: %w\n%s", line, err, output.String())
 	case slow:
 		return fmt.Errorf("%s: does not end within %v\n%s", line, lineLimit, output.String())
 	}

@@ -101,7 +101,19 @@ func TestBlocksAndMarksAreFound(t *testing.T) {
 	if b := blocks[2]; !b.run || !b.repository {
 		t.Errorf("%+v", b)
 	}
+	for mark, want := range map[string]block{
+		"run on a node": {node: true}, "run as a daemon": {node: true, daemon: true}, "run on a node without mount": {node: true, without: []string{"mount"}},
+	} {
+		blocks, problems := parsePage("<!-- test: " + mark + " -->\n```\n```\n")
+		if len(problems) != 0 || len(blocks) != 1 {
+			t.Fatalf("%s: %d blocks, problems %q", mark, len(blocks), problems)
+		}
+		if b := blocks[0]; !b.run || b.node != want.node || b.daemon != want.daemon || !slices.Equal(b.without, want.without) {
+			t.Errorf("%s: %+v", mark, b)
+		}
+	}
 	for _, bad := range []string{
+		"<!-- test: run on a boat -->\n```\n```\n", "<!-- test: run on a -->\n```\n```\n",
 		"<!-- test: run -->\n\n```\n```\n", "<!-- test: walk -->\n```\n```\n", "<!-- test: run without -->\n```\n```\n", "```\n",
 	} {
 		if _, problems := parsePage(bad); len(problems) == 0 {
@@ -138,6 +150,24 @@ func TestCheckFindsWhatIsNotThere(t *testing.T) {
 	} {
 		if got := m.check(strings.Fields(line)); want == "" && got != "" || !strings.Contains(got, want) {
 			t.Errorf("%s: %q, want %q", line, got, want)
+		}
+	}
+}
+
+// TestTheShortComparisonSaysWhatTheLongOneDoes wants each ratio of README.md's table of
+// others in docs/comparison.md, which has it from the results.
+func TestTheShortComparisonSaysWhatTheLongOneDoes(t *testing.T) {
+	short, _ := readPage(t, "README.md")
+	long, _ := readPage(t, "docs/comparison.md")
+	_, section, ok := strings.Cut(short, "\n## Beside others\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	ratios := regexp.MustCompile(`\d+\.\d+x`).FindAllString(section, -1)
+	if !ok || len(ratios) == 0 {
+		t.Fatal("README.md has no ratio beside others")
+	}
+	for _, ratio := range ratios {
+		if !strings.Contains(long, ratio) {
+			t.Errorf("README.md says %s, docs/comparison.md does not", ratio)
 		}
 	}
 }

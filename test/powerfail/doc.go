@@ -19,5 +19,5 @@
 // After each of them `ashlar pool check` must find no damage.
 //
 // Short by default; ASHLAR_TEST_LONG=1 replays more points and kills 200 times.
-// ASHLAR_SEED repeats a run: each one prints its seed.
+// ASHLAR_TEST_SEED repeats a run: each one prints its seed.
 package powerfail

@@ -29,7 +29,7 @@ func guest(t *testing.T, kind, fs string) {
 		limit = "7200"
 	}
 	args := []string{"-t", limit, "-m", "1800M", "-M", "nbd loop dm-mod dm-log-writes dm-snapshot dm-flakey"}
-	for _, v := range []string{"ASHLAR_GUEST", "ASHLAR_GUEST_FS", "ASHLAR_INTEROP", "ASHLAR_TARGET", "ASHLAR_TEST_LONG", "ASHLAR_SEED"} {
+	for _, v := range []string{"ASHLAR_GUEST", "ASHLAR_GUEST_FS", "ASHLAR_INTEROP", "ASHLAR_TARGET", "ASHLAR_TEST_LONG", "ASHLAR_TEST_SEED"} {
 		args = append(args, "-e", v)
 	}
 	run := exec.Command("../vm/uml-run.sh", append(args, "--", self, "-test.run", "^TestInGuest$", "-test.v", "-test.timeout", limit+"s")...)

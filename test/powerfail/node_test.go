@@ -28,14 +28,14 @@ const (
 // long reports whether the long runs were asked for.
 func long() bool { return os.Getenv("ASHLAR_TEST_LONG") == "1" }
 
-// seed is ASHLAR_SEED, or one of the moment; it is printed.
+// seed is ASHLAR_TEST_SEED, or one of the moment; it is printed.
 func seed(t *testing.T) uint64 {
 	t.Helper()
-	s, err := strconv.ParseUint(os.Getenv("ASHLAR_SEED"), 10, 64)
+	s, err := strconv.ParseUint(os.Getenv("ASHLAR_TEST_SEED"), 10, 64)
 	if err != nil {
 		s = rand.Uint64N(1 << 32)
 	}
-	t.Logf("seed: ASHLAR_SEED=%d", s)
+	t.Logf("seed: ASHLAR_TEST_SEED=%d", s)
 	return s
 }
 

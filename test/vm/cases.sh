@@ -256,8 +256,7 @@ removal() { # removal under I/O: of a device that serves, and of one whose daemo
         ;;
       *)
         for i in $(seq $deaths); do
-          kill -9 $daemon
-          wait $daemon 2>/dev/null
+          die
           sleep 1 # requests wait, and nobody fails them
           kill -0 $user 2>/dev/null || fail "the program ended with the daemon: $(cat $work/user)"
           start

@@ -1,76 +1,82 @@
 package vm
 
 import (
-	"bytes"
+	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
-
-	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
-// deviceTests are those of devices.sh, how often they repeat what they do, and the
-// same with ASHLAR_TEST_LONG=1.
+// deviceTests are those of devices.sh, how often they repeat what they do, the same with
+// ASHLAR_TEST_LONG=1, and for a record.
 var deviceTests = []struct {
-	name        string
-	count, long int
+	name                  string
+	count, long, recorded int
+	record                func(t *testing.T, folder, via, place string, count int, figures map[string][]float64)
 }{
-	{"life", 0, 0},
-	{"kill", 3, 50},
-	{"reload", 3, 50},
-	{"many", 20, 250},
-	{"btrfs", 0, 0},
-	{"stress", 1, 50},
-	{"cases", 5, 100},
+	{name: "life"},
+	{name: "kill", count: 3, long: 50},
+	{name: "reload", count: 3, long: 50, recorded: 5, record: recordPauses},
+	{name: "many", count: 20, long: 250, recorded: 250, record: recordMany},
+	{name: "btrfs"},
+	{name: "stress", count: 1, long: 50},
+	{name: "cases", count: 5, long: 100},
 }
 
-// devices runs one test of devices.sh by the command that runs things where the
-// kernel has the driver.
-func devices(t *testing.T, via string, where func(limit time.Duration) []string) {
-	script, err := filepath.Abs("devices.sh")
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := filepath.Abs("../../bin/ashlar")
-	if err != nil {
-		t.Fatal(err)
-	}
+// devices runs the tests of devices.sh by the command that runs things where the kernel
+// has the driver; place says where that is.
+func devices(t *testing.T, via, place string, where func(limit time.Duration) []string) {
 	t.Setenv(stressVariable, buildStress(t))
-	long := os.Getenv(longVariable) == "1"
+	folder := recordFolder(t)
 	for _, test := range deviceTests {
 		t.Run(test.name, func(t *testing.T) {
 			count, limit := test.count, 10*time.Minute
-			if long {
+			recorded := test.record != nil && folder != ""
+			switch {
+			case os.Getenv(longVariable) == "1":
 				count, limit = test.long, time.Hour
+			case recorded:
+				count, limit = test.recorded, time.Hour
 			}
-			args := append(where(limit), script, binary, via, test.name)
+			args := []string{via, test.name}
 			if count > 0 {
 				args = append(args, strconv.Itoa(count))
 			}
-			run := exec.Command(args[0], args[1:]...)
-			var out bytes.Buffer
-			run.Stdout, run.Stderr = &out, &out
-			if err := run.Run(); err != nil {
-				t.Fatalf("%v\n%s", err, out.String())
+			out := runScript(t, where(limit), "devices.sh", args...)
+			if recorded {
+				test.record(t, folder, via, place, count, figuresOf(t, out))
 			}
-			t.Log("\n" + out.String())
-			if skipped := regexp.MustCompile(`(?m)^SKIP (.*)`).FindStringSubmatch(out.String()); skipped != nil {
+			if skipped := regexp.MustCompile(`(?m)^SKIP (.*)`).FindStringSubmatch(out); skipped != nil {
 				t.Skip(skipped[1])
 			}
 		})
 	}
 }
 
+// recordPauses records how long nobody served while another process took over.
+func recordPauses(t *testing.T, folder, via, place string, count int, figures map[string][]float64) {
+	note := fmt.Sprintf("the longest of %d hand-overs under load, on ext4 and xfs, %s", 2*count, place)
+	if err := writeRecord(folder, newRecord(t, "attach-pause-"+via, note, figures["pause"])); err != nil {
+		t.Error(err)
+	}
+}
+
+// recordMany records what each of many attached volumes costs.
+func recordMany(t *testing.T, folder, via, place string, count int, figures map[string][]float64) {
+	note := fmt.Sprintf("%d devices through %s, %s", count, via, place)
+	for _, name := range []string{"memory", "time"} {
+		if err := writeRecord(folder, newRecord(t, "attach-"+name, note, figures[name])); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestDevicesThroughNBD runs in User Mode Linux.
 func TestDevicesThroughNBD(t *testing.T) {
 	requireGuest(t)
-	devices(t, "nbd", func(limit time.Duration) []string {
+	devices(t, "nbd", "in User Mode Linux, one CPU", func(limit time.Duration) []string {
 		return []string{"./uml-run.sh", "-t", strconv.Itoa(int(limit.Seconds())), "-m", "2500M", "-M", "nbd:nbds_max=300,max_part=8",
 			"-e", stressVariable, "-e", seedVariable, "--"}
 	})
@@ -78,11 +84,8 @@ func TestDevicesThroughNBD(t *testing.T) {
 
 // TestDevicesThroughUblk runs in an emulated machine with Linux 6.12.
 func TestDevicesThroughUblk(t *testing.T) {
-	if !slices.Contains(strings.Fields(os.Getenv(testenv.TargetVariable)), "test-vm") {
-		t.Skip("needs an emulated machine with ublk_drv (make test-vm does not skip it)")
-	}
-	testenv.RequireRoot(t)
-	devices(t, "ublk", func(limit time.Duration) []string {
+	requireVM(t, "test-vm", "ublk_drv")
+	devices(t, "ublk", "in an emulated machine, where starting a program takes a second", func(limit time.Duration) []string {
 		return []string{"./vm-run.sh", "-t", strconv.Itoa(int(limit.Seconds())), "-m", "3G", "-M", "ublk_drv:ublks_max=300",
 			"-e", stressVariable, "-e", seedVariable, "--"}
 	})
@@ -90,19 +93,8 @@ func TestDevicesThroughUblk(t *testing.T) {
 
 // TestDevicesThroughFUSE runs on this host, in a mount namespace of its own.
 func TestDevicesThroughFUSE(t *testing.T) {
-	if os.Getenv("ASHLAR_INTEROP") != "1" {
-		t.Skip("needs bin/ashlar and loop devices (make test-uml does not skip it)")
-	}
-	testenv.RequireRoot(t)
-	if err := exec.Command("losetup", "-f").Run(); err != nil {
-		t.Skipf("no loop devices here: losetup -f: %v", err)
-	}
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("no FUSE here: %v", err)
-	}
-	_ = f.Close() // nothing is mounted
-	devices(t, "fuse", func(limit time.Duration) []string {
+	requireFUSE(t)
+	devices(t, "fuse", "on this host", func(limit time.Duration) []string {
 		return []string{"timeout", strconv.Itoa(int(limit.Seconds())), "unshare", "--mount", "--propagation", "private"}
 	})
 }

@@ -7,7 +7,9 @@
 // repeat what may fail seldom.
 //
 // devices.sh is `ashlar attach` as a user uses it, through nbd in User Mode Linux,
-// ublk in vm-run.sh and FUSE on the host; cases.sh are its races and leaks.
+// ublk in vm-run.sh and FUSE on the host; cases.sh are its races and leaks. orphans.sh
+// is what remains when the daemon is gone, zerocopy.sh disks whose bytes do not pass
+// through it; lib.sh is what these scripts share.
 //
 // vm-run.sh does the same with Linux 6.12 under qemu's emulation, slower, for what
 // User Mode Linux lacks: several CPUs, ublk, eBPF. `make test-vm` runs the tests of

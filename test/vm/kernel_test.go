@@ -39,7 +39,7 @@ func requireGuest(t *testing.T) (binary string) {
 	} {
 		testenv.RequireCommand(t, command, debianPackage)
 	}
-	binary, err := filepath.Abs("../../bin/ashlar")
+	binary, err := filepath.Abs(binaryPath)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,36 +5,14 @@
 #   orphans.sh BINARY VIA
 #
 # BINARY is ashlar, VIA one of ublk, nbd and fuse.
-set -u -o pipefail
-binary=$1 via=$2
-work=/run/ashlar-orphans
-mkdir -p $work
-mount -t tmpfs -o size=80% tmpfs $work
-mkdir -p $work/mnt $work/node
-export ASHLAR_SERVER=unix://$work/node/control.sock
+binary=$1 via=$2 work=/run/ashlar-orphans
+. "${0%/*}/lib.sh"
 ashlar() { timeout 120 "$binary" "$@"; } # nothing may hang
-fail() {
-  echo "orphans.sh: $*" >&2
-  tail -n 20 $work/log | sed 's/^/daemon: /' >&2
-  dmesg 2>/dev/null | tail -n 15 >&2
-  exit 1
-}
-try() { "$@" || fail "failed ($?): $*"; }
-refuse() { # refuse TEXT COMMAND...: it fails and says TEXT
-  local want=$1 said; shift
-  said=$("$@" 2>&1) && fail "was not refused: $*: $said"
-  grep -q -- "$want" <<<"$said" || fail "$*: said '$said', not '$want'"
-}
 says() { # says TEXT COMMAND...: it does it and says TEXT
   local want=$1 said; shift
   said=$("$@" 2>&1) || fail "failed ($?): $*: $said"
   grep -q -- "$want" <<<"$said" || fail "$*: said '$said', not '$want'"
 }
-# An emulated machine dies now and then in an instruction that the kernel patches for a
-# tracepoint; see devices.sh.
-observe=
-[ $via != ublk ] || observe='--observe none'
-daemon=
 clean() { # on a host nothing may be left behind, whatever failed
   umount -l $work/mnt 2>/dev/null
   [ -z "$daemon" ] || kill -9 $daemon 2>/dev/null
@@ -42,19 +20,6 @@ clean() { # on a host nothing may be left behind, whatever failed
   if [ -n "${d:-}" ]; then ashlar detach --force $d >&2; fi
 }
 trap clean EXIT
-start() {
-  "$binary" serve --data-dir $work/node --socket $work/node/control.sock --default-pool 600MiB \
-    --nbd-socket $work/node/nbd.sock --log-level info $observe >>$work/log 2>&1 &
-  daemon=$!
-  local i
-  for i in $(seq 600); do
-    ashlar pool list >/dev/null 2>&1 && return
-    kill -0 $daemon 2>/dev/null || fail "the daemon ended"
-    sleep 0.1
-  done
-  fail "the daemon does not answer"
-}
-crash() { kill -9 $daemon; wait $daemon 2>/dev/null; daemon=; }
 gone() { # gone DEVICE: it, its names, and its mount; others of the host are not ours
   ashlar devices 2>/dev/null | grep "^$1 .*default/orphan-" && fail "$1 is still there"
   local name
@@ -80,7 +45,7 @@ refuse "served by a daemon" ashlar detach $none --force $d
 try cmp -n 4096 $d $d
 
 # Killed: the list has it, without a server, by its name.
-crash
+die
 says "waiting: no server" ashlar devices
 says "default/orphan-data" ashlar devices
 says "no daemon at unix://$work/node/control.sock" ashlar devices --support
@@ -93,11 +58,11 @@ gone $d
 # By the volume's name, after a daemon that was not the first.
 start
 d=$(ashlar attach orphan-data --via $via) || fail attach
-crash
+die
 start
 says "another daemon serves it" ashlar devices $none
 refuse "served by a daemon" ashlar detach $none orphan-data
-crash
+die
 says "is detached" ashlar detach orphan-data
 gone $d
 
@@ -109,7 +74,7 @@ try mkfs.ext4 -q -F $d
 try mount $d $work/mnt
 try touch $work/mnt/kept
 try sync -f $work/mnt
-crash
+die
 refuse "mounted on $work/mnt" ashlar detach $d
 refuse "mounted on $work/mnt" ashlar detach --force orphan-data
 start
@@ -117,7 +82,7 @@ try ls $work/mnt/kept >/dev/null
 unshare --mount --propagation private sleep 600 & elsewhere=$!
 sleep 1
 try umount $work/mnt
-crash
+die
 refuse "of process" ashlar detach --force $d
 start # what unmounts a file system waits for its device
 kill $elsewhere
@@ -128,7 +93,7 @@ gone $d
 # Requests that wait: they end with an error, if that is asked for, and nothing hangs.
 d=$(ashlar attach orphan-other --via $via) || fail attach
 exec 9>$d # the first who opens a device may have the kernel look for partitions
-crash
+die
 dd if=/dev/zero of=$d bs=4k count=1 oflag=direct status=none 2>$work/dd 9>&- & writer=$!
 for i in $(seq 100); do # until it waits for the device
   grep -q '^State:.*D' /proc/$writer/status && break
@@ -155,16 +120,14 @@ start
 d=$(ashlar attach orphan-data --via $via) || fail attach
 try dd if=$d of=/dev/null bs=1M count=1 iflag=direct status=none
 try ashlar detach orphan-data >/dev/null
-kill -TERM $daemon
-wait $daemon || fail "the daemon ended with $?"
-daemon=
+stop
 gone $d
 if [ $via = fuse ]; then
   # The keeper is gone too: what is left of the device is dead, and taken away.
   start
   d=$(ashlar attach orphan-data --via fuse) || fail attach
   keeper=$(pgrep -f "fuse-keeper --socket $work/node/keeper.sock") || fail "no keeper"
-  crash
+  die
   kill -9 $keeper
   says "no server" ashlar devices
   says "is detached" ashlar detach orphan-data

@@ -67,7 +67,8 @@ need linux.uml user-mode-linux
 W=$(mktemp -d /tmp/uml-run.XXXXXX) || die mktemp
 nspid=
 cleanup() {
-  [ -z "$nspid" ] || kill -KILL "$nspid" 2>/dev/null   # --kill-child takes the rest along
+  # timeout and what it started are one process group; --kill-child takes the rest along
+  [ -z "$nspid" ] || kill -KILL -- "-$nspid" "$nspid" 2>/dev/null
   rm -rf "$W"
 }
 trap cleanup EXIT

@@ -176,7 +176,8 @@ kernel=$C/vmlinux; [ -s "$kernel" ] || kernel=$C/x/boot/vmlinuz-$r
 W=$(mktemp -d /tmp/vm-run.XXXXXX) || die mktemp
 nspid=
 cleanup() {
-  [ -z "$nspid" ] || kill -KILL "$nspid" 2>/dev/null   # --kill-child takes the rest along
+  # timeout and what it started are one process group; --kill-child takes the rest along
+  [ -z "$nspid" ] || kill -KILL -- "-$nspid" "$nspid" 2>/dev/null
   rm -rf "$W"
 }
 trap cleanup EXIT

@@ -4,33 +4,9 @@
 # is copied, under kills of the daemon with -9.
 #
 #   zerocopy.sh BINARY [KILLS]
-set -u -o pipefail
-binary=$1 kills=${2:-3}
-work=/run/ashlar
-mkdir -p $work && mount -t tmpfs -o size=60% tmpfs $work
-mkdir -p $work/mnt $work/disk $work/node
-export ASHLAR_SERVER=unix://$work/node/control.sock
-ashlar() { "$binary" "$@"; }
-fail() {
-  echo "zerocopy.sh: $*" >&2
-  tail -n 20 $work/log | sed 's/^/daemon: /' >&2
-  dmesg | tail -n 15 >&2
-  exit 1
-}
-try() { "$@" || fail "failed ($?): $*"; }
-start() {
-  local i
-  "$binary" serve --data-dir $work/node --socket $work/node/control.sock --default-pool 300MiB \
-    --nbd-socket $work/node/nbd.sock --observe none >>$work/log 2>&1 &
-  daemon=$!
-  for i in $(seq 600); do
-    ashlar pool list >/dev/null 2>&1 && return
-    kill -0 $daemon 2>/dev/null || fail "the daemon ended"
-    sleep 0.1
-  done
-  fail "the daemon does not answer"
-}
-crash() { kill -9 $daemon; wait $daemon 2>/dev/null; start; }
+binary=$1 via=ublk kills=${2:-3} pool=300MiB
+. "${0%/*}/lib.sh"
+mkdir -p $work/disk
 attach() { # attach SOURCE TEXT: prints the device, of which the daemon says TEXT
   local said
   said=$(ashlar attach "$1" --via ublk --output json) || fail "attach $1"
@@ -51,7 +27,7 @@ attach $work/memory.img 'past the page cache' || exit 1
 try mkfs.ext4 -q $file
 try mount $file $work/mnt
 fio --name=v --filename=$disk --direct=1 --ioengine=libaio --rw=randrw --bsrange=4k-64k --iodepth=16 --size=64m \
-  --verify=crc32c --verify_fatal=1 --randseed=31 --output-format=terse >$work/fio 2>&1 &
+  --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed=31 --output-format=terse >$work/fio 2>&1 &
 fio=$!
 for i in $(seq $kills); do
   sleep 1
@@ -73,5 +49,5 @@ try umount $work/mnt
 grep -c 'zero_copy=true' $work/log
 for d in $disk $file data $work/memory.img; do try ashlar detach $d >/dev/null; done
 try umount $work/disk
-kill -TERM $daemon; wait $daemon || fail "the daemon ended with $?"
+stop
 echo PASS zerocopy

@@ -5,6 +5,8 @@ CACHE=${KUBE_CACHE:-/var/cache/ashlar-kube}  # what build.sh makes; kept
 RUN=${KUBE_RUN:-/var/tmp/ashlar-kube}        # state of a running cluster; down.sh removes it
 NODES=${KUBE_NODES:-3}
 SLOW=${KUBE_SLOW:-1}    # how many times longer than usual to wait: an emulated machine is slow
+PAUSE=0.3               # seconds between two looks, each of which may start a kubectl
+[ "$SLOW" = 1 ] || PAUSE=$SLOW
 
 BIN=$CACHE/bin          # Kubernetes and sidecars
 DEB=$CACHE/deb          # unpacked Debian packages: etcd, containerd, runc, CNI plugins
@@ -24,6 +26,6 @@ until_ok() {
   local end=$((SECONDS + $1 * SLOW)); shift
   until "$@" >/dev/null 2>&1; do
     [ $SECONDS -lt $end ] || { log "gave up waiting for: $*"; return 1; }
-    sleep 0.3
+    sleep $PAUSE
   done
 }

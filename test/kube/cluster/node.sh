@@ -50,11 +50,16 @@ state = "/run/containerd"
     conf_dir = "$D/cni"
     bin_dir = "$DEB/usr/lib/cni"
 TOML
+if [ "${KUBE_IMAGES-}" ]; then
+  cp -a "$KUBE_IMAGES/." /var/lib/containerd/
+fi
 containerd -c "$D/containerd.toml" >>"$D/containerd.log" 2>&1 &
 until_ok 60 ctr version
-for archive in "$CACHE/images.tar" "$RUN/ashlar-image.tar"; do
-  ctr -n k8s.io images import "$archive" >>"$D/images.log" 2>&1
-done
+if [ -z "${KUBE_IMAGES-}" ]; then
+  for archive in "$CACHE/images.tar" "$RUN/ashlar-image.tar"; do
+    ctr -n k8s.io images import "$archive" >>"$D/images.log" 2>&1
+  done
+fi
 cat >"$D/kubelet.yaml" <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -71,7 +76,8 @@ protectKernelDefaults: true
 resolvConf: ""
 clusterDNS: [10.98.0.10] # nobody listens there; the pods look nothing up
 volumePluginDir: $D/libexec
-nodeStatusUpdateFrequency: 4s
+nodeStatusUpdateFrequency: $((4 * SLOW))s
+nodeLeaseDurationSeconds: $((40 * SLOW))
 evictionHard: {nodefs.available: "1%", imagefs.available: "1%", memory.available: 100Mi}
 systemReserved: {cpu: 100m, memory: 256Mi}
 YAML

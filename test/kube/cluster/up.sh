@@ -71,7 +71,7 @@ start apiserver "$BIN/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 \
   --service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$RUN/sa.key" \
   --service-account-signing-key-file="$RUN/sa.key" --allow-privileged --kubelet-preferred-address-types=InternalIP
 until_ok 120 $K get --raw /readyz
-start kcm "$BIN/kube-controller-manager" --kubeconfig="$RUN/kcm.conf" --leader-elect=false \
+start kcm "$BIN/kube-controller-manager" --kubeconfig="$RUN/kcm.conf" --leader-elect=false --node-monitor-grace-period=$((50 * SLOW))s \
   --bind-address=127.0.0.1 --service-account-private-key-file="$RUN/sa.key" --root-ca-file="$RUN/cert/apiserver.crt"
 start scheduler "$BIN/kube-scheduler" --kubeconfig="$RUN/scheduler.conf" --leader-elect=false --bind-address=127.0.0.1
 log "control plane"
@@ -83,7 +83,7 @@ for n in $(seq "$NODES"); do
     "$HERE/node.sh" "$n" >"$RUN/n$n/node.log" 2>&1 </dev/null &
   echo $! >"$RUN/node$n.pid"
 done
-$K apply -f "$CACHE/crd" >/dev/null
+until_ok 60 $K apply -f "$CACHE/crd" # the server gives a request up after a minute
 start snapshot-controller "$BIN/snapshot-controller" --kubeconfig="$RUN/snapshot.conf" --enable-distributed-snapshotting
 until_ok 180 sh -c "[ \$($K get nodes --no-headers | grep -c ' Ready ') = $NODES ]" || { tail -n 5 "$RUN"/n*/*.log >&2; exit 1; }
 log "$NODES nodes Ready: $($BIN/kubelet --version)"

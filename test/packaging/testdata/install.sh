@@ -26,6 +26,9 @@ echo 'ok the binary runs'
 for f in $(dpkg -L ashlar); do [ -e "$f" ] || fail "$f is not there"; done
 man -w ashlar-serve >/dev/null 2>&1 || [ -e /usr/share/man/man1/ashlar-serve.1.gz ] || fail 'no man page'
 bash -n /usr/share/bash-completion/completions/ashlar
+modules=$(sed '/^#/d' /usr/lib/modules-load.d/ashlar.conf | xargs)
+[ "$modules" = 'ublk_drv nbd loop' ] || fail "the modules loaded at boot are: $modules"
+grep -q "modprobe -a $modules;" /var/lib/dpkg/info/ashlar.postinst || fail 'the package tells of other modules'
 echo 'ok files, man pages and completions are in place'
 if command -v systemd-analyze >/dev/null; then
 	systemd-analyze verify /lib/systemd/system/ashlar.service /lib/systemd/system/ashlar-keeper.service 2>log || true
