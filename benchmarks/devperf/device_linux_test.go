@@ -104,18 +104,7 @@ func TestDevicesOfThisProcessAreLoaded(t *testing.T) {
 		"long requests":   {[]string{"--device", "mem:64MiB", "--block", "4MiB", "--depth", "32"}, []string{"read"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ops, err := measureDevice(t, c.arguments...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(ops) != len(c.want) {
-				t.Errorf("operations %v, want %v", ops, c.want)
-			}
-			for _, op := range c.want {
-				if ops[op] == 0 {
-					t.Errorf("no %s in %v", op, ops)
-				}
-			}
+			wantOperations(t, c.want, func() (map[string]uint64, error) { return measureDevice(t, c.arguments...) })
 		})
 	}
 }

@@ -30,7 +30,12 @@ var chartGroups = []chartGroup{
 	{"export-tmpfs", "an export of a file on tmpfs", func(b Bar) bool { return b.Medium == Tmpfs && strings.HasPrefix(b.Name, "tmpfs-") && judgesIOPS(b) }},
 	{"export-disk", "an export of a file on a disk", func(b Bar) bool { return b.Medium == Disk && strings.HasPrefix(b.Name, "disk-") && judgesIOPS(b) }},
 	{"pool", "a volume of a pool on a disk", func(b Bar) bool { return b.Medium.OnStage() && strings.HasPrefix(b.Name, "pool-") && judgesIOPS(b) }},
+	{"spin", "a reactor without work: it looks for a learned time, always, or never", func(b Bar) bool { return strings.HasPrefix(b.Name, "spin-") && judgesIOPS(b) }},
+	{"observe", "a volume of a pool on a disk, everything observed and nothing", func(b Bar) bool { return strings.HasPrefix(b.Name, "observe-") && judgesIOPS(b) }},
 }
+
+// podTitle is what the charts of pods show.
+const podTitle = "fio in a pod: on a claim, and on a hostPath of the disk"
 
 // merge puts the newest results of a group's bars on one host together, each bar a
 // case.
@@ -83,16 +88,34 @@ func charts(all []stored) (map[string][]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		base := strings.TrimSuffix(r.ResultName(), ".json")
-		for _, path := range paths {
-			text, err := os.ReadFile(path)
-			if err != nil {
-				return nil, fmt.Errorf("charts: %w", err)
-			}
-			drawn[g.name+strings.TrimPrefix(filepath.Base(path), base)] = text
+		if err := take(drawn, g.name, r, paths); err != nil {
+			return nil, err
+		}
+	}
+	for metric, r := range podCharts(all) {
+		paths, err := r.WriteCharts(dir, metric)
+		if err != nil {
+			return nil, err
+		}
+		if err := take(drawn, r.Name, r, paths); err != nil {
+			return nil, err
 		}
 	}
 	return drawn, nil
+}
+
+// take puts what was drawn of a result among the charts of the page, under the name of
+// its group.
+func take(drawn map[string][]byte, group string, r *harness.Result, paths []string) error {
+	base := strings.TrimSuffix(r.ResultName(), ".json")
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("charts: %w", err)
+		}
+		drawn[group+strings.TrimPrefix(filepath.Base(path), base)] = text
+	}
+	return nil
 }
 
 // renderCharts rewrites the charts below dir and says whether one changed.
@@ -140,9 +163,9 @@ func chartSection(all []stored, drawn map[string][]byte) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n## Charts\n\nThe newest results of the host `%s`: a group of bars for each work, the median of each server, and a line from its worst to its best round. "+
 		"Each axis is of its own: what counts is the height within a group.\n", all[0].Host.Name)
-	for _, g := range chartGroups {
+	for _, g := range append(slices.Clone(chartGroups), chartGroup{name: podChart, title: podTitle}) {
 		first := true
-		for _, metric := range []string{"iops", "latency_p99_us", "latency_p999_us", "iops_per_server_cpu_second"} {
+		for _, metric := range []string{iops, bandwidth, latencyP99, latencyTail, iopsPerCPU} {
 			name := g.name + "-" + metric + ".svg"
 			if _, ok := drawn[name]; !ok {
 				continue

@@ -82,7 +82,7 @@ func renderAll(dir string, all []stored) (page string, drawn map[string][]byte, 
 	if drawn, err = charts(all); err != nil {
 		return "", nil, err
 	}
-	return renderPage(all, targetSection(records)+chartSection(all, drawn)), drawn, nil
+	return renderPage(all, targetSection(records)+podSection(all)+chartSection(all, drawn)), drawn, nil
 }
 
 // renderPage makes the page; sections stand between the table and the hosts.

@@ -17,16 +17,22 @@ import (
 var charted = []string{"iops", "latency_p99_us", "latency_p999_us", "iops_per_server_cpu_second"}
 
 // WriteCharts draws one SVG per metric into dir: a group of bars per case, a bar
-// per peer, and a line from the lowest to the highest round. It returns the
-// paths written.
-func (r *Result) WriteCharts(dir string) ([]string, error) {
+// per peer, and a line from the lowest to the highest round. Without metrics they are
+// those that are charted of everything. It returns the paths written.
+func (r *Result) WriteCharts(dir string, metrics ...string) ([]string, error) {
+	if len(metrics) == 0 {
+		metrics = charted
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("charts: %w", err)
 	}
 	var written []string
 	base := strings.TrimSuffix(r.ResultName(), ".json")
-	for _, name := range charted {
-		m, _ := FindMetric(name)
+	for _, name := range metrics {
+		m, ok := FindMetric(name)
+		if !ok {
+			return written, fmt.Errorf("charts: there is no metric %s", name)
+		}
 		p, width, err := r.chart(m)
 		if err != nil {
 			return written, fmt.Errorf("chart of %s: %w", name, err)

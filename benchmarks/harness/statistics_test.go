@@ -128,6 +128,12 @@ func TestTableShowsRatiosAndCharts(t *testing.T) {
 	if err != nil || !strings.Contains(string(text), "<svg") {
 		t.Errorf("%s is no SVG: %v", paths[0], err)
 	}
+	if paths, err = r.WriteCharts(t.TempDir(), "latency_p50_us"); err != nil || len(paths) > 1 {
+		t.Errorf("charts of one metric: %v, %v", paths, err)
+	}
+	if _, err = r.WriteCharts(t.TempDir(), "loudness"); err == nil {
+		t.Error("a metric that is not there was drawn")
+	}
 }
 
 func TestPathsBelowTheWorkingDirectoryAreRelative(t *testing.T) {

@@ -43,6 +43,7 @@ END
 install 644 deploy/deb/copyright usr/share/doc/ashlar/copyright
 install 644 deploy/deb/lintian-overrides usr/share/lintian/overrides/ashlar
 install 644 docs/operating.md usr/share/doc/ashlar/operating.md
+install 644 deploy/deb/modules-load.conf usr/lib/modules-load.d/ashlar.conf
 install 640 deploy/systemd/serve.yaml etc/ashlar/serve.yaml
 # The comment at the head of a unit says how to install it by hand.
 for unit in ashlar ashlar-keeper; do
