@@ -205,3 +205,35 @@ func TestCrashWithThickVolumes(t *testing.T) {
 	}
 	t.Logf("%d images", l.images)
 }
+
+// A zone that gives clusters must be known already to whoever gets one.
+func TestNewClustersHaveAZone(t *testing.T) {
+	g := newRig(t, 1, memory(16<<20))
+	p := g.open()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() { // until stop
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			p.alloc.mu.Lock()
+			giving := len(p.alloc.zones)
+			p.alloc.mu.Unlock()
+			if known := len(*p.zones.Load()); known < giving {
+				t.Errorf("%d zones give clusters, and %d are known", giving, known)
+				return
+			}
+		}
+	}()
+	for i := range 4 {
+		if err := p.AddDisk(Disk{Path: fmt.Sprint("added", i), Device: memory(512 << 20)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	<-stopped
+	g.close()
+}

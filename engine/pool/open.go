@@ -280,6 +280,8 @@ func (p *Pool) findDisks() (super *superblock, repaired bool, err error) {
 // addZones makes the zones of segments known, with all their clusters free.
 func (p *Pool) addZones(s *superblock, segments []segment) {
 	zones := append([]*zone(nil), *p.zones.Load()...)
+	first := len(zones)
+	disks := make([]int, 0, len(segments)) // of each new zone
 	for _, g := range segments {
 		for i := range g.zones {
 			n := s.zoneRegions
@@ -291,12 +293,16 @@ func (p *Pool) addZones(s *superblock, segments []segment) {
 				regions: make([]region, s.zoneRegions), states: make([]atomic.Uint32, s.zoneRegions)}
 			z.meta.meta = make([]byte, zoneMetaBytes)
 			zones = append(zones, z)
-			p.alloc.mu.Lock()
-			p.alloc.addZone(int(g.disk), p.zoneClusters, n*regionClusters)
-			p.alloc.mu.Unlock()
+			disks = append(disks, int(g.disk))
 		}
 	}
+	// Whoever gets a cluster looks for its zone.
 	p.zones.Store(&zones)
+	p.alloc.mu.Lock()
+	for i, z := range zones[first:] {
+		p.alloc.addZone(disks[i], p.zoneClusters, z.count)
+	}
+	p.alloc.mu.Unlock()
 	p.setReserve()
 }
 
