@@ -80,6 +80,7 @@ trap 'exit 130' INT; trap 'exit 143' TERM HUP
   printf 'cd %q || exit 125\n' "$PWD"
   if [ -n "$have_text" ]; then printf '%s\n' "$text"; else printf 'exec'; printf ' %q' "$@"; echo; fi
 } >"$W/cmd"
+cp "$here/guest.sh" "$W/guest.sh" || die "guest.sh is missing beside this script"
 {
   printf 'W=%q MODS=%q NET=%q\n' "$W" "$mods" "$net"
   printf 'rwdirs() {\n:\n'; for d in ${rw[@]+"${rw[@]}"}; do printf 'share %q\n' "$d"; done; echo '}'
@@ -123,22 +124,9 @@ if [ -n "$NET" ]; then
   cp /etc/hosts /run/hosts 2>/dev/null; echo '10.97.0.1 host' >>/run/hosts
   mount --bind /run/hosts /etc/hosts
 fi
-for m in $MODS; do
-  n=${m%%:*} a=; [ "$n" = "$m" ] || a=${m#*:}
-  modprobe "$n" ${a//,/ } || { echo "uml-run: modprobe $m failed" >>"$W/err"; echo 125 >"$W/rc"; off; }
-done
-# pipes, so that the command may reopen /dev/stdout; hostfs writes reach the host at once
-mkfifo /run/out /run/err
-cat </run/out >>"$W/out" & o=$!
-cat </run/err >>"$W/err" & e=$!
-setsid -w bash "$W/cmd" </dev/null >/run/out 2>/run/err
-rc=$?
-for ((i = 0; i < 50; i++)); do       # 1 s for what left-over children still write
-  kill -0 $o 2>/dev/null || kill -0 $e 2>/dev/null || break
-  sleep 0.02
-done
-dmesg >"$W/dmesg" 2>/dev/null
-echo $rc >"$W/rc.new" && mv "$W/rc.new" "$W/rc"
+. "$W/guest.sh"
+load_modules uml-run "$MODS"
+run_command
 off
 INIT
 chmod +x "$W/init"

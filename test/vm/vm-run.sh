@@ -42,7 +42,7 @@
 # other releases than bookworm in a directory there, until that is removed.
 # VM_KERNEL_DEB='/path/linux-image-*.deb ...' uses those files instead.  Nothing else is left.
 set -u
-me=${0##*/}
+me=${0##*/} here=$(cd "$(dirname "$0")" && pwd)
 die() { echo "$me: $*" >&2; exit 125; }
 usage() { sed -n '2,/^set -u/{/^set -u/d;s/^# \{0,1\}//;p}' "$0"; exit "${1:-0}"; }
 
@@ -190,6 +190,7 @@ mkdir "$W/s"
   printf 'cd %q || exit 125\n' "$PWD"
   if [ -n "$have_text" ]; then printf '%s\n' "$text"; else printf 'exec'; printf ' %q' "$@"; echo; fi
 } >"$W/s/cmd"
+cp "$here/guest.sh" "$W/s/guest.sh" || die "guest.sh is missing beside this script"
 {
   printf 'W=%q MODS=%q NET=%q DISKS=%q KDIR=%q\n' "$W/s" "$mods" "$net" "$disks" "$C/x/lib/modules/$r"
   printf 'rwdirs() {\n:\n'; n=0
@@ -217,22 +218,10 @@ if [ -n "$NET" ]; then
   cp /etc/hosts /run/hosts 2>/dev/null; printf '10.0.2.2 host\n10.0.2.100 relay\n' >>/run/hosts
   mount --bind /run/hosts /etc/hosts
 fi
-for m in $MODS; do
-  n=${m%%:*} a=; [ "$n" = "$m" ] || a=${m#*:}
-  modprobe "$n" ${a//,/ } || { echo "vm-run: modprobe $m failed" >>"$W/err"; echo 125 >"$W/rc"; off; }
-done
+. "$W/guest.sh"
+load_modules vm-run "$MODS"
 [ "$DISKS" = 0 ] || modprobe virtio_blk
-mkfifo /run/out /run/err
-cat </run/out >>"$W/out" & o=$!
-cat </run/err >>"$W/err" & e=$!
-setsid -w bash "$W/cmd" </dev/null >/run/out 2>/run/err
-rc=$?
-for ((i = 0; i < 50; i++)); do       # 1 s for what left-over children still write
-  kill -0 $o 2>/dev/null || kill -0 $e 2>/dev/null || break
-  sleep 0.02
-done
-dmesg >"$W/dmesg" 2>/dev/null
-echo $rc >"$W/rc.new" && mv "$W/rc.new" "$W/rc"
+run_command
 off
 INIT
 chmod +x "$W/s/init"
