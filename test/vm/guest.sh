@@ -1,3 +1,4 @@
+#!/bin/bash
 # guest.sh -- what the guests of uml-run.sh and vm-run.sh do alike. It is sourced in the
 # guest, by their init, which has a function off.
 
