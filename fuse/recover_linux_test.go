@@ -197,7 +197,7 @@ func TestRecoveryRefusesWhatDoesNotFit(t *testing.T) {
 	other := openKeeper(t, socket)
 	second := c
 	second.Keeper = other
-	ctx, cancel := contextWithTimeout(50 * time.Millisecond)
+	ctx, cancel := contextWithTimeout(2 * time.Second)
 	defer cancel()
 	if _, err := fuse.Recover(ctx, second); !errors.Is(err, fuse.ErrServed) {
 		t.Errorf("of what is served: %v", err)
