@@ -61,9 +61,12 @@ const servedWait = 5 * time.Second
 
 // take takes the connection from the keeper.
 func take(ctx context.Context, c *Config) (state []byte, fd int, err error) {
-	for deadline := time.Now().Add(servedWait); ; {
+	owned := false // as the keeper has said
+	for deadline := time.Now().Add(servedWait); ; owned = true {
 		state, fd, err = c.Keeper.Take(ctx, c.Name)
 		switch {
+		case err != nil && owned && ctx.Err() != nil:
+			return nil, -1, fmt.Errorf("%w: %w", ErrServed, ctx.Err())
 		case errors.Is(err, keeper.ErrNotFound):
 			return nil, -1, fmt.Errorf("%w: the keeper at %s does not hold %s", ErrNotFound, c.Keeper.Socket(), c.Name)
 		case errors.Is(err, keeper.ErrOwned) && time.Now().After(deadline):
