@@ -21,21 +21,27 @@ type allocator struct {
 	reserve  uint64 // kept for metadata
 	forming  uint64 // taken for metadata, and counted in reserve or owed still
 
-	// owed counts pages of metadata that are in memory and have no place on a disk
-	// yet. The next checkpoint takes clusters for them, which nobody else may.
+	// owed counts pages of metadata that have no place on a disk yet, less the places
+	// that are free: pages in memory, and those the map of a thick volume may come to
+	// have. Checkpoints take clusters for them, which nobody else may.
 	owed atomic.Int64
 }
 
-// owedClusters is what a checkpoint may need for n pages more than there are.
+// owedClusters is what checkpoints may need for n pages more than there are.
 func (a *allocator) owedClusters(n int64) uint64 {
 	return uint64(max(a.owed.Load()+n, 0)+metaPairs-1) / metaPairs
 }
 
-// roomForPages reports whether n more pages of metadata would find their place.
-func (a *allocator) roomForPages(n int64) bool {
+// owe counts n more pages of metadata; false: they would find no place, and are not
+// counted.
+func (a *allocator) owe(n int64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.free+a.forming >= a.reserved+a.owedClusters(n)
+	if a.free+a.forming < a.reserved+a.owedClusters(n) {
+		return false
+	}
+	a.owed.Add(n)
+	return true
 }
 
 // zoneAlloc is the free map of one zone: a set bit is in use.
@@ -118,7 +124,9 @@ func (a *allocator) take(c claim, zoneClusters uint32) (cluster uint32, ok bool)
 			return 0, false
 		}
 	case claimReserved:
-		if a.reserved == 0 || a.free == 0 {
+		// What is freed comes back to the reservation before anybody may have it again:
+		// until then not even a thick volume may use what checkpoints need.
+		if a.reserved == 0 || a.free == 0 || a.free+a.forming <= a.owedClusters(0) {
 			return 0, false
 		}
 	}
@@ -186,14 +194,16 @@ func (a *allocator) putNow(c uint32, reserved bool, zoneClusters uint32) {
 	}
 }
 
-// promise changes the reservation by n clusters; false: there is not that much.
-func (a *allocator) promise(n int64) bool {
+// promise changes the reservation by n clusters, and by the pages of their map;
+// false: there is not that much. The pool's reserve is there for the pages.
+func (a *allocator) promise(n, pages int64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if n > 0 && a.free+a.grace+a.forming < a.reserved+a.reserve+uint64(n) {
+	if (n > 0 || pages > 0) && int64(a.free+a.grace+a.forming) < int64(a.reserved)+n+int64(max(a.reserve, a.owedClusters(pages))) {
 		return false
 	}
 	a.reserved = uint64(int64(a.reserved) + n)
+	a.owed.Add(pages)
 	return true
 }
 

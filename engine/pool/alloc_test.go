@@ -9,7 +9,7 @@ func TestClusterTakenForMetadataIsNotMissedTwice(t *testing.T) {
 		p := &Pool{zoneClusters: regionClusters}
 		p.alloc.addZone(0, regionClusters, regionClusters)
 		p.alloc.owed.Store(2)
-		p.setReserve()
+		p.setReserve(0)
 		if checkpoint {
 			if _, ok := p.alloc.take(claimMeta, regionClusters); !ok {
 				t.Fatal("no cluster for metadata")

@@ -88,7 +88,6 @@ func (p *Pool) checkpointLocked(flags uint64) error {
 			gone := page.layer.gone
 			if !gone {
 				page.pair = pair
-				p.alloc.owed.Add(-1)
 			}
 			p.applyMu.Unlock()
 			if gone { // since the beginning of the checkpoint
@@ -113,11 +112,7 @@ func (p *Pool) checkpointLocked(flags uint64) error {
 			p.applyMu.Lock()
 			gone := l.gone
 			if !gone {
-				l.pair = pair
-				if l.owed {
-					l.owed = false
-					p.alloc.owed.Add(-1)
-				}
+				l.pair, l.owed = pair, false
 			}
 			p.applyMu.Unlock()
 			if gone {
@@ -174,6 +169,7 @@ func (p *Pool) checkpointLocked(flags uint64) error {
 	for _, r := range removed {
 		p.pairs = append(p.pairs, uint64(r.pair))
 	}
+	p.alloc.owed.Add(-int64(len(removed)))
 	return nil
 }
 
@@ -216,7 +212,7 @@ func (p *Pool) takePair() (int64, error) {
 		z.meta.setMeta(c % p.zoneClusters)
 		z.stale.Store(true)
 		p.metaCount.Add(1)
-		p.setReserve()
+		p.setReserve(metaPairs)
 		for i := metaPairs - 1; i >= 0; i-- {
 			p.pairs = append(p.pairs, uint64(c)*metaPairs+uint64(i))
 		}

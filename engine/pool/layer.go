@@ -17,7 +17,8 @@ type layer struct {
 	chain  atomic.Pointer[chain]                     // parent and those below it
 	table  atomic.Pointer[[]atomic.Pointer[mapPage]] // grows under mu
 
-	mu sync.Mutex // guards the making of pages and growth of the table
+	mu   sync.Mutex // guards the making of pages and growth of the table
+	paid bool       // all pages of the map count in allocator.owed: the head of a thick volume; guarded by mu
 
 	owned atomic.Int64 // clusters in its entries
 
@@ -102,11 +103,15 @@ func (l *layer) lookup(v uint32) entry {
 	return entry(p.entries[v%mapEntries].Load())
 }
 
-// hasPage reports whether the page of a cluster is there.
-func (l *layer) hasPage(v uint32) bool { return (*l.table.Load())[v/mapEntries].Load() != nil }
+// page is the page of a cluster, made if need be. It is there already, or the pool
+// is being opened.
+func (l *layer) page(v uint32) *mapPage { return l.makePage(v, true) }
 
-// page is the page of a cluster, made if need be.
-func (l *layer) page(v uint32) *mapPage {
+// pageIfRoom is the page of a cluster, made if need be; nil: a checkpoint would find
+// no place for it.
+func (l *layer) pageIfRoom(v uint32) *mapPage { return l.makePage(v, false) }
+
+func (l *layer) makePage(v uint32, always bool) *mapPage {
 	i := v / mapEntries
 	if p := (*l.table.Load())[i].Load(); p != nil {
 		return p
@@ -117,10 +122,45 @@ func (l *layer) page(v uint32) *mapPage {
 	if p := slot.Load(); p != nil {
 		return p
 	}
+	switch {
+	case l.paid:
+	case always:
+		l.p.alloc.owed.Add(1)
+	case !l.p.alloc.owe(1):
+		return nil
+	}
 	p := &mapPage{pageState: &pageState{layer: l, index: i, pair: -1}}
-	l.p.alloc.owed.Add(1)
 	slot.Store(p)
 	return p
+}
+
+// pay makes the pages that the map does not have yet paid for, and says how many
+// they are; the caller counts them. unpay takes that back, and does count.
+func (l *layer) pay() (missing int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.paid = true
+	return l.missing()
+}
+
+func (l *layer) unpay() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.paid {
+		l.paid = false
+		l.p.alloc.owed.Add(-l.missing())
+	}
+}
+
+// missing is how many pages the map does not have. mu is held.
+func (l *layer) missing() (n int64) {
+	table := *l.table.Load()
+	for i := range table {
+		if table[i].Load() == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // pages calls f for every page that exists.

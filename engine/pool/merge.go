@@ -59,6 +59,11 @@ func (p *Pool) mergeAll() error {
 		if errors.Is(err, errRemoved) {
 			continue // with nothing that stands on l
 		}
+		if errors.Is(err, ErrNoSpace) {
+			p.mergeWaits.Store(true)
+			l.job.note("the pool has no room for the map of the layer above: it goes on when something else is deleted, or the pool has grown")
+			return nil
+		}
 		if err != nil {
 			if errors.Is(err, errClosing) {
 				return err // goes on when the pool is opened again
@@ -279,6 +284,7 @@ func (p *Pool) mergeClusters(l, child *layer, moves []move) error {
 		to     entry // child's, after
 		freed  uint32
 		gained bool // the child has a cluster more
+		head   *volume
 	}
 	p.batchMu.Lock()
 	defer p.batchMu.Unlock()
@@ -288,10 +294,15 @@ func (p *Pool) mergeClusters(l, child *layer, moves []move) error {
 	if gone {
 		return errRemoved
 	}
+	for _, m := range moves {
+		if child.pageIfRoom(m.v) == nil {
+			return fmt.Errorf("a page of metadata: %w", ErrNoSpace)
+		}
+	}
 	results := make([]result, 0, len(moves))
 	for _, m := range moves {
 		below, above := l.lookup(m.v), child.lookup(m.v)
-		r := result{v: m.v, from: above, to: above, freed: noCluster}
+		r := result{v: m.v, from: above, to: above, freed: noCluster, head: m.locked}
 		missing := below.mask() &^ above.mask()
 		if above.zero() {
 			missing = 0
@@ -332,6 +343,9 @@ func (p *Pool) mergeClusters(l, child *layer, moves []move) error {
 			if r.gained {
 				l.owned.Add(-1)
 				child.owned.Add(1)
+				if r.head != nil {
+					r.head.keepLess()
+				}
 			}
 		}
 		p.merges.Add(1)

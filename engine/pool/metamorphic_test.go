@@ -472,6 +472,11 @@ func (w *world) space(when string) {
 		w.Fatalf("%s: %d bytes in all, but %d allocated, %d metadata, %d free", when, i.Total, i.Allocated, i.Metadata, i.Free)
 	}
 	p := w.pool
+	p.alloc.mu.Lock()
+	if a := &p.alloc; a.free+a.grace+a.forming < a.reserved+a.owedClusters(0) {
+		w.Errorf("%s: %d clusters are free or will be, but %d are reserved and %d pages of metadata owed", when, a.free+a.grace+a.forming, a.reserved, a.owed.Load())
+	}
+	p.alloc.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	owner := map[uint32]uint32{}

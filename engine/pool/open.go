@@ -303,14 +303,16 @@ func (p *Pool) addZones(s *superblock, segments []segment) {
 		p.alloc.addZone(disks[i], p.zoneClusters, z.count)
 	}
 	p.alloc.mu.Unlock()
-	p.setReserve()
+	p.setReserve(0)
+	p.moreSpace()
 }
 
 // setReserve keeps 2 % of the clusters for metadata, less what metadata has. By now
-// that has all that was taken for it.
-func (p *Pool) setReserve() {
+// that has all that was taken for it, of which so many places for pages are new.
+func (p *Pool) setReserve(places int64) {
 	p.alloc.mu.Lock()
 	defer p.alloc.mu.Unlock()
+	p.alloc.owed.Add(-places)
 	var total uint64
 	for i := range p.alloc.zones {
 		total += uint64(p.alloc.zones[i].count)
@@ -392,7 +394,7 @@ func (p *Pool) loadMaps() error {
 					p.removedPairs = append(p.removedPairs, removedPair{int64(pair), true}) // to be written again
 					continue
 				}
-				p.pairs = append(p.pairs, pair)
+				p.addPair(pair)
 			case pageLayer:
 				r, err := decodeLayer(body)
 				if err != nil || uint64(r.id) != h.owner {
@@ -468,7 +470,7 @@ func (p *Pool) loadMaps() error {
 			return err
 		}
 	}
-	p.setReserve()
+	p.setReserve(0)
 	return nil
 }
 
@@ -520,6 +522,12 @@ func (p *Pool) replaceLost() error {
 	return nil
 }
 
+// addPair notes a free pair; the pool is being opened.
+func (p *Pool) addPair(pair uint64) {
+	p.pairs = append(p.pairs, pair)
+	p.alloc.owed.Add(-1)
+}
+
 // dropOrphans gives up the map pages of layers that are gone. The journal has been
 // replayed.
 func (p *Pool) dropOrphans() error {
@@ -531,7 +539,7 @@ func (p *Pool) dropOrphans() error {
 			if m.stale { // its copies differ: both are written again, as free
 				p.removedPairs = append(p.removedPairs, removedPair{m.pair, true})
 			} else {
-				p.pairs = append(p.pairs, uint64(m.pair))
+				p.addPair(uint64(m.pair))
 			}
 		}
 	}
@@ -629,6 +637,7 @@ func (p *Pool) dropPairs(l *layer) {
 		}
 		return true
 	})
+	l.unpay()
 }
 
 // buildTree ties layers to their parents, which are older.

@@ -102,9 +102,10 @@ type Pool struct {
 		waiting map[uint32][]waiter
 	}
 
-	jobs    jobList
-	scrub   scrubState
-	merging struct {
+	jobs       jobList
+	scrub      scrubState
+	mergeWaits atomic.Bool // a merge found no room for a page of metadata
+	merging    struct {
 		sync.Mutex
 		running, again bool
 	}
@@ -262,9 +263,17 @@ func (p *Pool) reclaim() (left bool) {
 			p.alloc.mu.Lock()
 			p.alloc.grace -= uint64(len(batch))
 			p.alloc.mu.Unlock()
+			p.moreSpace()
 		}
 	}
 	return len(p.grace.waiting) > 0
+}
+
+// moreSpace lets a merge go on that waits for space.
+func (p *Pool) moreSpace() {
+	if p.mergeWaits.Swap(false) {
+		p.startMerging()
+	}
 }
 
 // addQueue makes q known; removeQueue forgets it, with nothing under way.

@@ -213,6 +213,7 @@ func (p *Pool) buildCatalog() {
 			if v.thick.Load() {
 				n := int64(clustersOf(l.rec.size)) - l.owned.Load()
 				p.alloc.reserved += uint64(max(n, 0))
+				p.alloc.owed.Add(l.pay())
 				v.reserved.Store(max(n, 0))
 			}
 		case l.rec.flags&layerHidden == 0:
@@ -297,17 +298,20 @@ func (p *Pool) createVolume(s VolumeSpec, parent *layer) (VolumeInfo, error) {
 	if err := p.checkSpec(&s); err != nil {
 		return VolumeInfo{}, err
 	}
-	if !p.alloc.roomForPages(1) {
+	if !p.alloc.owe(1) {
 		return VolumeInfo{}, fmt.Errorf("volume %s: no room for its record: %w", s.Name, ErrNoSpace)
 	}
 	clusters := int64(clustersOf(s.Size))
-	if s.Thick && !p.alloc.promise(clusters) {
+	if s.Thick && !p.alloc.promise(clusters, int64(mapPages(s.Size))) {
+		p.alloc.owed.Add(-1)
 		return VolumeInfo{}, fmt.Errorf("volume %s: %d bytes cannot be reserved: %w", s.Name, s.Size, ErrNoSpace)
 	}
 	id := uuid.New()
 	l := newLayer(p, layerRecord{id: p.nextLayer.Add(1) - 1, size: s.Size, created: time.Now().UnixNano(), uuid: id, volume: id, name: s.Name, labels: withLimits(s.Labels, s.Limits)})
+	l.owed = true
 	if s.Thick {
 		l.rec.flags |= layerThick
+		l.pay()
 	}
 	if parent != nil {
 		l.rec.parent = parent.id
@@ -318,7 +322,7 @@ func (p *Pool) createVolume(s VolumeSpec, parent *layer) (VolumeInfo, error) {
 		return appendLayerRecord(b, &l.rec)
 	}); err != nil {
 		if s.Thick {
-			p.alloc.promise(-clusters)
+			p.alloc.promise(-clusters, -int64(mapPages(s.Size)))
 		}
 		return VolumeInfo{}, err
 	}
@@ -403,16 +407,16 @@ func (p *Pool) Resize(name string, size uint64) error {
 	if err := p.checkProvision(name, size-old); err != nil {
 		return err
 	}
-	more := int64(clustersOf(size) - clustersOf(old))
-	if v.thick.Load() && !p.alloc.promise(more) {
+	l := v.head.Load()
+	more, pages := int64(clustersOf(size)-clustersOf(old)), int64(mapPages(size)-len(*l.table.Load()))
+	if v.thick.Load() && !p.alloc.promise(more, pages) {
 		return fmt.Errorf("volume %s: %d bytes more cannot be reserved: %w", name, size-old, ErrNoSpace)
 	}
-	l := v.head.Load()
 	rec := l.rec
 	rec.size = size
 	if err := p.commitRecord(l, rec); err != nil {
 		if v.thick.Load() {
-			p.alloc.promise(-more)
+			p.alloc.promise(-more, -pages)
 		}
 		return err
 	}
@@ -487,7 +491,7 @@ func (p *Pool) DeleteVolume(name string, cascade bool) (Job, error) {
 	delete(p.volumes, name)
 	delete(p.snapshots, v.id)
 	if n := v.reserved.Swap(0); n > 0 {
-		p.alloc.promise(-n)
+		p.alloc.promise(-n, 0)
 	}
 	p.removeLayer(head)
 	j := p.jobs.begin(p, JobDelete, name, uint64(head.owned.Load())<<clusterShift)
@@ -547,10 +551,11 @@ func (p *Pool) CreateSnapshotGroup(snapshot string, volumes []string, labels map
 		}
 		// Everything may have to be written once more beside what the snapshot keeps.
 		more := int64(clustersOf(v.size.Load())) - v.reserved.Load()
-		if !p.alloc.promise(more) {
-			for _, n := range promised {
-				p.alloc.promise(-n)
+		if !p.alloc.promise(more, int64(mapPages(v.size.Load()))) {
+			for v, n := range promised {
+				p.alloc.promise(-n, -int64(mapPages(v.size.Load())))
 			}
+			p.alloc.owed.Add(-int64(len(all)))
 			return nil, fmt.Errorf("snapshot %s@%s: the volume is thick, and %d bytes more cannot be reserved: %w", v.name, snapshot, more<<clusterShift, ErrNoSpace)
 		}
 		promised[v] = more
@@ -566,6 +571,10 @@ func (p *Pool) CreateSnapshotGroup(snapshot string, volumes []string, labels map
 			created: old.rec.created, uuid: v.id, volume: v.id, name: v.name, labels: old.rec.labels})
 		head.setParent(old)
 		head.vol = v
+		head.owed = true
+		if v.thick.Load() {
+			head.pay()
+		}
 		olds[i], heads[i] = old, head
 	}
 
@@ -574,6 +583,7 @@ func (p *Pool) CreateSnapshotGroup(snapshot string, volumes []string, labels map
 	full := false
 	for i, v := range all {
 		v.head.Store(heads[i])
+		olds[i].unpay()
 		full = p.note(heads[i].id, olds[i].id, pendingFreeze, 0) || full
 	}
 	p.freezes = append(p.freezes, freeze{heads, func(b []byte) []byte {
@@ -611,7 +621,8 @@ func (p *Pool) CreateSnapshotGroup(snapshot string, volumes []string, labels map
 	return infos, nil
 }
 
-// checkSnapshots finds the volumes of a group, and says why it cannot be. mu is held.
+// checkSnapshots finds the volumes of a group, and says why it cannot be. The records
+// of their new heads count as owed from then on. mu is held.
 func (p *Pool) checkSnapshots(snapshot string, volumes []string, labels map[string]string) ([]*volume, error) {
 	if len(volumes) == 0 {
 		return nil, fmt.Errorf("snapshot %s: of no volume: %w", snapshot, ErrInvalid)
@@ -643,7 +654,7 @@ func (p *Pool) checkSnapshots(snapshot string, volumes []string, labels map[stri
 	if err := p.writable(); err != nil {
 		return nil, err
 	}
-	if !p.alloc.roomForPages(int64(len(all))) {
+	if !p.alloc.owe(int64(len(all))) {
 		return nil, fmt.Errorf("snapshot %s@%s: no room for its record: %w", volumes[0], snapshot, ErrNoSpace)
 	}
 	return all, nil
@@ -747,9 +758,14 @@ func (p *Pool) Revert(name, snapshot string) error {
 	head := newLayer(p, rec)
 	head.setParent(l)
 	head.vol = v
+	if !p.alloc.owe(1) {
+		return fmt.Errorf("volume %s: no room for its record: %w", name, ErrNoSpace)
+	}
+	head.owed = true
 	if v.thick.Load() {
 		more := int64(clustersOf(rec.size)) - v.reserved.Load()
-		if !p.alloc.promise(more) {
+		if !p.alloc.promise(more, head.pay()) {
+			p.alloc.owed.Add(-1)
 			return fmt.Errorf("volume %s: is thick, and %d bytes more cannot be reserved: %w", name, more<<clusterShift, ErrNoSpace)
 		}
 		v.reserved.Add(more)

@@ -119,25 +119,23 @@ func (c *piece) place() {
 	l := v.head.Load()
 	e := l.lookup(c.v)
 	if e.cluster() == noCluster {
-		page := l.page(c.v)
-		slot := &page.entries[c.v%mapEntries]
 		for {
-			e = entry(slot.Load())
+			e = l.lookup(c.v)
 			if e.cluster() != noCluster {
 				break
 			}
 			v.allocating.Add(1)
-			n, thick, ok := v.allocate()
+			n, thick, ok := v.allocate(l, c.v)
 			coming := false
 			if !ok {
 				// What was freed may have become free just after the first look; asked for in
 				// this order, it is not missed.
 				coming = p.alloc.pendingSpace()
-				n, thick, ok = v.allocate()
+				n, thick, ok = v.allocate(l, c.v)
 			}
 			if !ok {
 				others := v.allocating.Add(-1) > 0
-				if e = entry(slot.Load()); e.cluster() != noCluster {
+				if e = l.lookup(c.v); e.cluster() != noCluster {
 					break
 				}
 				if others { // which may be about to enter this cluster, or to give one back
@@ -153,7 +151,7 @@ func (c *piece) place() {
 				c.end(datapath.StatusNoSpace)
 				return
 			}
-			if slot.CompareAndSwap(uint64(e), uint64(makeEntry(n, 0, e.zero()))) {
+			if l.page(c.v).entries[c.v%mapEntries].CompareAndSwap(uint64(e), uint64(makeEntry(n, 0, e.zero()))) {
 				v.allocating.Add(-1)
 				e = makeEntry(n, 0, e.zero())
 				l.owned.Add(1)
@@ -284,10 +282,13 @@ func (c *piece) relearned() {
 	c.end(datapath.StatusIO)
 }
 
-// allocate takes a cluster for the volume; thick says that it came out of the
-// volume's reservation.
-func (v *volume) allocate() (cluster uint32, thick, ok bool) {
+// allocate takes a cluster for cluster at of the volume, and makes the page of the
+// map that will name it; thick says that it came out of the volume's reservation.
+func (v *volume) allocate(head *layer, at uint32) (cluster uint32, thick, ok bool) {
 	p := v.p
+	if head.pageIfRoom(at) == nil {
+		return 0, false, false
+	}
 	if v.reserved.Load() > 0 {
 		if v.reserved.Add(-1) >= 0 {
 			if cluster, ok = p.alloc.take(claimReserved, p.zoneClusters); ok {
@@ -306,6 +307,19 @@ func (v *volume) unallocate(cluster uint32, thick bool) {
 	if thick {
 		v.reserved.Add(1)
 	}
+}
+
+// keepLess gives up the reservation of one cluster, which the head of a thick volume
+// got in another way.
+func (v *volume) keepLess() {
+	if !v.thick.Load() || v.reserved.Load() <= 0 {
+		return
+	}
+	if v.reserved.Add(-1) < 0 {
+		v.reserved.Add(1)
+		return
+	}
+	v.p.alloc.promise(-1, 0)
 }
 
 // pendingSpace reports whether a commit would free something.
@@ -422,12 +436,12 @@ func (c *piece) zero() {
 			q.tell(v.locks.release(c.v, ^c.mask))
 		}
 	}
-	if !l.hasPage(c.v) && !p.alloc.roomForPages(1) {
+	page := l.pageIfRoom(c.v)
+	if page == nil {
 		unwiden()
 		c.end(datapath.StatusNoSpace)
 		return
 	}
-	page := l.page(c.v)
 	slot := &page.entries[c.v%mapEntries]
 	for {
 		e := entry(slot.Load())
