@@ -41,7 +41,7 @@ func (o *Observer) disksGroup() *group {
 			operations.MaxEntries = n
 			spec.Maps[bpf.DisksMapPlaces].MaxEntries = n
 			spec.Maps[bpf.DisksMapNames].MaxEntries = n
-			return spec.Variables[bpf.DisksVarPlacesMask].Set(n - 1)
+			return errors.Join(spec.Variables[bpf.DisksVarPlacesMask].Set(n-1), o.setPace(spec.Variables[bpf.DisksVarPace]))
 		},
 		spare: func(spec *ebpf.CollectionSpec, k kernel) error {
 			begins, issues := k.timesRequests()
@@ -253,7 +253,7 @@ func (o *Observer) readDisks(g *group, s *Snapshot) error {
 			}
 			d.Count = max(d.Count, o.counted[countedKey{disk.Number, d.Operation}]) // a count never goes back
 			o.counted[countedKey{disk.Number, d.Operation}] = d.Count
-			s.Missed += d.Count - min(d.Count, d.Service.Count())
+			s.Missed += d.Count - min(d.Count, d.Service.Count()+d.untimed)
 			disk.Depth += d.Depth
 			disk.Merges += d.Merges
 		}
@@ -306,6 +306,7 @@ func sumOperation(name string, cpus []operation) DiskOperation {
 		}
 		d.Queue.addRaw(c.Queue.Sum, &c.Queue.Counts)
 		d.Service.addRaw(c.Service.Sum, &c.Service.Counts)
+		d.untimed += uint64(c.Sample.Waiting)
 	}
 	d.Requeues += requeued
 	d.Count = max(issued-min(issued, requeued), done+lost)

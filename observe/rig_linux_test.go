@@ -81,8 +81,15 @@ func observing(t testing.TB, c Config) *Observer {
 	return with(t, c, real())
 }
 
-// with is an observer on a kernel that may be another one.
+// with is an observer on a kernel that may be another one. It times every request.
 func with(t testing.TB, c Config, k kernel) *Observer {
+	t.Helper()
+	c.Every = true
+	return started(t, c, k)
+}
+
+// started is an observer with just this configuration.
+func started(t testing.TB, c Config, k kernel) *Observer {
 	t.Helper()
 	c.Log = slog.New(slog.DiscardHandler)
 	o, err := start(c, k)

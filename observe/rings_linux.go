@@ -3,6 +3,9 @@
 package observe
 
 import (
+	"cmp"
+	"errors"
+
 	"github.com/cilium/ebpf"
 
 	"github.com/ashlar-storage/ashlar/observe/bpf"
@@ -18,10 +21,18 @@ func (o *Observer) ringsGroup() *group {
 		name: GroupRings,
 		spec: bpf.LoadRings,
 		prepare: func(spec *ebpf.CollectionSpec) error {
-			return spec.Variables[bpf.RingsVarProcess].Set(uint32(o.process))
+			return errors.Join(spec.Variables[bpf.RingsVarProcess].Set(uint32(o.process)), o.setPace(spec.Variables[bpf.RingsVarPace]))
 		},
 		required: [][]string{{bpf.RingsProgIoUringSubmitReq, bpf.RingsProgIoUringSubmitSqe}, {bpf.RingsProgIoUringComplete}},
 	}
+}
+
+// setPace says from which rate on only some events are timed.
+func (o *Observer) setPace(v *ebpf.VariableSpec) error {
+	if o.config.Every {
+		return nil
+	}
+	return v.Set(cmp.Or(o.config.pace, usualPace))
 }
 
 func (o *Observer) readRings(g *group, s *Snapshot) error {

@@ -11,8 +11,9 @@ import (
 	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
-func TestRequestsOfOurRingsAreCountedByKind(t *testing.T) {
-	testenv.RequireIOURing(t)
+// throughRing has requests done by a ring of ours, one after the other; entry makes each.
+func throughRing(t *testing.T, requests int, entry func(i int, fd int32, b []byte) uring.SQE) {
+	t.Helper()
 	f, err := os.OpenFile(testenv.TempFileOn(t, t.TempDir(), 1<<20), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -25,14 +26,9 @@ func TestRequestsOfOurRingsAreCountedByKind(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = ring.Close() }() // all has completed
-	o := observing(t, Config{Groups: []string{GroupRings}})
 	b := aligned(t, 4096)
-	for i := range 150 {
-		s := ring.SQE()
-		*s = uring.SQE{Opcode: uring.OpWrite, FD: int32(f.Fd()), Addr: uring.Address(b), Length: 4096}
-		if i%3 == 0 {
-			*s = uring.SQE{Opcode: uring.OpFsync, FD: int32(f.Fd())}
-		}
+	for i := range requests {
+		*ring.SQE() = entry(i, int32(f.Fd()), b)
 		for deadline := time.Now().Add(patience); ring.Peek() == nil; {
 			if err := ring.Enter(1, int64(time.Second)); err != nil {
 				t.Fatal(err)
@@ -46,6 +42,21 @@ func TestRequestsOfOurRingsAreCountedByKind(t *testing.T) {
 		}
 		ring.Seen()
 	}
+}
+
+func ringWrite(fd int32, b []byte) uring.SQE {
+	return uring.SQE{Opcode: uring.OpWrite, FD: fd, Addr: uring.Address(b), Length: 4096}
+}
+
+func TestRequestsOfOurRingsAreCountedByKind(t *testing.T) {
+	testenv.RequireIOURing(t)
+	o := observing(t, Config{Groups: []string{GroupRings}})
+	throughRing(t, 150, func(i int, fd int32, b []byte) uring.SQE {
+		if i%3 == 0 {
+			return uring.SQE{Opcode: uring.OpFsync, FD: fd}
+		}
+		return ringWrite(fd, b)
+	})
 	s := o.Snapshot()
 	for kind, want := range map[string]uint64{"write": 100, "sync": 50} {
 		i := slices.IndexFunc(s.Rings, func(r Ring) bool { return r.Kind == kind })

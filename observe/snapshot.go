@@ -62,6 +62,8 @@ type DiskOperation struct {
 	Sizes     [16]uint64 // bucket i: up to 512 << i bytes; the last one: any more
 	Queue     Histogram  // from the beginning of a request to its issue
 	Service   Histogram  // from issue to completion
+
+	untimed uint64 // that the next time stands for
 }
 
 // Thread is one watched thread.

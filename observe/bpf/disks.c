@@ -16,6 +16,7 @@
  * programs.
  */
 #include "histogram.h"
+#include "sample.h"
 
 char terms[] SEC("license") = "Dual BSD/GPL";
 
@@ -30,6 +31,7 @@ struct operation {
 	/* block_rq_complete */
 	u64 done;
 	u64 bytes;
+	struct sample sample; /* with kernel_times */
 	u64 sizes[SIZES];
 	struct histogram service;
 	/* block_rq_issue; with kernel_times, block_rq_complete */
@@ -391,6 +393,7 @@ INLINE int ended(struct request *rq, u32 error, u32 bytes)
 	u32 left = rq->__data_len, kind = kind_of(rq->cmd_flags), size;
 	u64 begun, issued, now;
 	struct operation *op;
+	u32 events;
 
 	if (bytes < left && !error)
 		return 0;
@@ -403,18 +406,21 @@ INLINE int ended(struct request *rq, u32 error, u32 bytes)
 		op->errors++;
 		return 0;
 	}
-	begun = begun_of(rq, kind);
-	issued = rq->io_start_time_ns;
 	size = (u32)rq->stats_sectors << 9; /* when it was issued; the lower bits, of large ones */
 	if (size < left)
 		size = left;
 	op->issued++;
 	count_end(op, size, error);
+	events = sampled(&op->sample);
+	if (!events)
+		return 0;
+	begun = begun_of(rq, kind);
+	issued = rq->io_start_time_ns;
 	now = clock_ns();
 	if (issued)
-		record(&op->service, issued < now ? now - issued : 0);
+		record_many(&op->service, issued < now ? now - issued : 0, events);
 	if (issued && begun)
-		record(&op->queue, begun < issued ? issued - begun : 0);
+		record_many(&op->queue, begun < issued ? issued - begun : 0, events);
 	else
 		untimed = 1;
 	return 0;

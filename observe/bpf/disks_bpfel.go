@@ -36,10 +36,18 @@ type DisksName struct {
 }
 
 type DisksOperation struct {
-	_             structs.HostLayout
-	Issued        uint64
-	Done          uint64
-	Bytes         uint64
+	_      structs.HostLayout
+	Issued uint64
+	Done   uint64
+	Bytes  uint64
+	Sample struct {
+		_       structs.HostLayout
+		Tick    uint64
+		Seen    uint32
+		Shift   uint32
+		Phase   uint32
+		Waiting uint32
+	}
 	Sizes         [16]uint64
 	Service       DisksHistogram
 	Queue         DisksHistogram
@@ -71,6 +79,7 @@ const (
 	DisksProgBlockRqRequeue     = "block_rq_requeue"
 	DisksVarKernelTimes         = "kernel_times"
 	DisksVarOnlyWatched         = "only_watched"
+	DisksVarPace                = "pace"
 	DisksVarPlacesMask          = "places_mask"
 	DisksVarRefused             = "refused"
 	DisksVarUntimed             = "untimed"
@@ -144,6 +153,7 @@ type DisksMapSpecs struct {
 type DisksVariableSpecs struct {
 	KernelTimes *ebpf.VariableSpec `ebpf:"kernel_times"`
 	OnlyWatched *ebpf.VariableSpec `ebpf:"only_watched"`
+	Pace        *ebpf.VariableSpec `ebpf:"pace"`
 	PlacesMask  *ebpf.VariableSpec `ebpf:"places_mask"`
 	Refused     *ebpf.VariableSpec `ebpf:"refused"`
 	Untimed     *ebpf.VariableSpec `ebpf:"untimed"`
@@ -192,6 +202,7 @@ func (m *DisksMaps) Close() error {
 type DisksVariables struct {
 	KernelTimes *ebpf.Variable `ebpf:"kernel_times"`
 	OnlyWatched *ebpf.Variable `ebpf:"only_watched"`
+	Pace        *ebpf.Variable `ebpf:"pace"`
 	PlacesMask  *ebpf.Variable `ebpf:"places_mask"`
 	Refused     *ebpf.Variable `ebpf:"refused"`
 	Untimed     *ebpf.Variable `ebpf:"untimed"`

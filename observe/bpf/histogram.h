@@ -43,9 +43,9 @@ INLINE u32 log2_of(u32 v)
 	return 24 + highest_bit(v >> 24);
 }
 
-/* record counts a duration. Nobody else writes h meanwhile: it is of one CPU and one
- * program, or of a thread that is on one CPU at a time. */
-INLINE void record(struct histogram *h, u64 ns)
+/* record counts a duration, as so many. Nobody else writes h meanwhile: it is of one CPU
+ * and one program, or of a thread that is on one CPU at a time. */
+INLINE void record_many(struct histogram *h, u64 ns, u64 events)
 {
 	u64 v = (ns - (ns > 0)) >> UNIT_BITS;
 	u32 i = v;
@@ -60,8 +60,10 @@ INLINE void record(struct histogram *h, u64 ns)
 	asm("" : "+r"(i)); /* the verifier wants to see this too */
 	if (i >= BUCKETS)
 		i = BUCKETS - 1;
-	h->counts[i]++;
-	h->sum += ns;
+	h->counts[i] += events;
+	h->sum += ns * events;
 }
+
+INLINE void record(struct histogram *h, u64 ns) { record_many(h, ns, 1); }
 
 #endif

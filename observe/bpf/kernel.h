@@ -39,6 +39,7 @@ static void *(*const map_lookup)(void *map, const void *key) = (void *)1;
 static long (*const map_update)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static u64 (*const clock_ns)(void) = (void *)5; /* CLOCK_MONOTONIC */
 static u64 (*const current_ids)(void) = (void *)14; /* process << 32 | thread */
+static u64 (*const jiffies)(void) = (void *)118; /* a variable of the kernel, read in place */
 static long (*const read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 
 /* hash_of takes 32 bits: of a pointer, the verifier lets no more be computed with. */

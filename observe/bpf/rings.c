@@ -5,6 +5,7 @@
  * What one process submits to its io_uring rings, and how long it takes, by kind.
  */
 #include "histogram.h"
+#include "sample.h"
 
 char terms[] SEC("license") = "Dual BSD/GPL";
 
@@ -16,11 +17,13 @@ struct submitted {
 	u64 request; /* its address; 0: nobody's. Who makes it that of a request owns the rest */
 	u64 begun; /* nanoseconds; 0: has ended */
 	u64 kind;
-	u64 unused[5]; /* a cache line each */
+	u64 events; /* that its time stands for */
+	u64 unused[4]; /* a cache line each */
 };
 
 struct kind {
-	u64 submitted; /* by the submit program */
+	u64 submitted; /* by the submit program, as the next one */
+	struct sample sample;
 	struct histogram time; /* by the complete program: to the first completion */
 };
 
@@ -120,7 +123,7 @@ INLINE int submit(u64 *ctx)
 	struct io_kiocb *request = (void *)ctx[0];
 	struct submitted *s;
 	struct kind *k;
-	u32 kind;
+	u32 kind, events;
 
 	if ((u32)(current_ids() >> 32) != process)
 		return 0;
@@ -129,11 +132,15 @@ INLINE int submit(u64 *ctx)
 	if (!k)
 		return 0;
 	k->submitted++;
+	events = sampled(&k->sample);
+	if (!events)
+		return 0;
 	s = slot_of((u64)request);
 	if (!s)
 		s = claim((u64)request);
 	if (s) { /* else its time will not be known */
 		s->kind = kind;
+		s->events = events;
 		s->begun = clock_ns();
 	}
 	return 0;
@@ -164,7 +171,7 @@ int io_uring_complete(u64 *ctx)
 	kind = s->kind;
 	k = map_lookup(&kinds, &kind);
 	if (k)
-		record(&k->time, clock_ns() - s->begun);
+		record_many(&k->time, clock_ns() - s->begun, s->events);
 	s->begun = 0;
 	return 0;
 }

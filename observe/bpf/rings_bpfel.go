@@ -22,7 +22,15 @@ type RingsHistogram struct {
 type RingsKind struct {
 	_         structs.HostLayout
 	Submitted uint64
-	Time      RingsHistogram
+	Sample    struct {
+		_       structs.HostLayout
+		Tick    uint64
+		Seen    uint32
+		Shift   uint32
+		Phase   uint32
+		Waiting uint32
+	}
+	Time RingsHistogram
 }
 
 type RingsSubmitted struct {
@@ -30,7 +38,8 @@ type RingsSubmitted struct {
 	Request uint64
 	Begun   uint64
 	Kind    uint64
-	Unused  [5]uint64
+	Events  uint64
+	Unused  [4]uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -42,6 +51,7 @@ const (
 	RingsProgIoUringComplete  = "io_uring_complete"
 	RingsProgIoUringSubmitReq = "io_uring_submit_req"
 	RingsProgIoUringSubmitSqe = "io_uring_submit_sqe"
+	RingsVarPace              = "pace"
 	RingsVarProcess           = "process"
 )
 
@@ -104,6 +114,7 @@ type RingsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type RingsVariableSpecs struct {
+	Pace    *ebpf.VariableSpec `ebpf:"pace"`
 	Process *ebpf.VariableSpec `ebpf:"process"`
 }
 
@@ -142,6 +153,7 @@ func (m *RingsMaps) Close() error {
 //
 // It can be passed to LoadRingsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type RingsVariables struct {
+	Pace    *ebpf.Variable `ebpf:"pace"`
 	Process *ebpf.Variable `ebpf:"process"`
 }
 
