@@ -109,6 +109,7 @@ func seedTalks() (talks [][]byte) {
 	add(opt(optStartTLS, nil), opt(optStructuredReply, nil), opt(optGo, rawInfo("open")))
 	add(opt(optGo, rawInfo("open"))[:20])
 	add(opt(optGo, nil), opt(optGo, []byte{0xff, 0xff, 0xff, 0xff, 0, 0}), opt(optSetMetaContext, []byte("x")))
+	talks = append(talks, unmeasuredGo("closed", "open"), unmeasuredGo("open")[:30], append(unmeasuredGo("open")[:28], 0xff, 0xff))
 	talks = append(talks, []byte{0, 0, 0, 0}, []byte{0xff, 0xff, 0xff, 0xff}, []byte{0, 0})
 	return talks
 }

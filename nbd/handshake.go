@@ -461,11 +461,18 @@ func (h *handshake) info(opt option, length uint32) (*negotiated, error) {
 	if length > infoDataMax {
 		return nil, h.refuse(opt, length, repErrTooBig, fmt.Sprintf("at most %d bytes", infoDataMax))
 	}
-	b, err := h.read(length)
+	unmeasured, read := opt == optGo && length == 0 && !h.fixed, h.read
+	if unmeasured {
+		read = h.readUnmeasured
+	}
+	b, err := read(length)
 	if err != nil {
 		return nil, err
 	}
 	name, wanted, ok := parseInfo(b)
+	if unmeasured { // it goes by the block size, and does not ask for it
+		wanted = binary.BigEndian.AppendUint16(nil, infoBlockSize)
+	}
 	if !ok {
 		h.reply(opt, repErrInvalid, []byte("malformed request"))
 		return nil, nil
@@ -491,7 +498,11 @@ func (h *handshake) info(opt option, length uint32) (*negotiated, error) {
 		case infoBlockSize:
 			s := binary.BigEndian.AppendUint16(data[:0], kind)
 			s = binary.BigEndian.AppendUint32(s, max(n.info.MinIO, 1))
-			s = binary.BigEndian.AppendUint32(s, max(n.info.PreferredIO, n.info.MinIO, 512))
+			preferred := max(n.info.PreferredIO, n.info.MinIO, 512)
+			if unmeasured {
+				preferred = max(min(preferred, unmeasuredBlockMax), n.info.MinIO)
+			}
+			s = binary.BigEndian.AppendUint32(s, preferred)
 			h.reply(opt, repInfo, binary.BigEndian.AppendUint32(s, payloadMax))
 		}
 		wanted = wanted[2:]

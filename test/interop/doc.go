@@ -4,10 +4,12 @@
 // wire.
 //
 // The tests run in `make interop`, which builds the binary and installs the
-// programs; elsewhere they skip. In testdata, commands.py and negotiation.py are
-// libnbd scripts in which each function is a case of its own.
+// programs; elsewhere they skip. In testdata, commands.py, negotiation.py and
+// extended.py are libnbd scripts in which each function is a case of its own.
 //
-// Debian 12 has libnbd 1.14, which knows neither extended headers nor
-// opt_set_meta_context: those cases are in the scripts and run with libnbd 1.18
-// and later; until then the tests beside the nbd package cover them.
+// Debian 12 has libnbd 1.14 and qemu 7.2, which know neither extended headers nor
+// opt_set_meta_context. foreign-root.sh keeps those of Debian 13 beside them, libnbd
+// 1.22 and qemu 10, without installing anything; extended_test.go runs the scripts
+// and programs in them too. Those tests skip where the programs are not kept yet and no
+// mirror is in reach.
 package interop

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -53,24 +52,6 @@ func requireInterop(t *testing.T) {
 	}
 }
 
-// logBuffer collects what a server prints.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // server is a running bin/ashlar export.
 type server struct {
 	dir     string // short enough for a socket's path
@@ -78,7 +59,7 @@ type server struct {
 	pidFile string
 	uri     string // of the export without a name
 	command *exec.Cmd
-	log     *logBuffer
+	log     *testenv.Output
 	ended   chan struct{} // closed when the process has been waited for
 	err     error         // of Wait; read after ended
 }
@@ -109,24 +90,30 @@ func serve(t *testing.T, args ...string) *server {
 // serveTCP starts an export on a free loopback port and returns host and port.
 func serveTCP(t *testing.T, args ...string) (s *server, address string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address = l.Addr().String()
-	if err := l.Close(); err != nil { // the port stays free for the moment it takes
-		t.Fatal(err)
-	}
+	address = freeAddress(t)
 	s = newServer(t)
 	s.uri = "nbd://" + address
 	s.start(t, append([]string{"--listen", address}, args...)...)
 	return s, address
 }
 
+// freeAddress is a loopback address with a port nobody has.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil { // the port stays free for the moment it takes
+		t.Fatal(err)
+	}
+	return l.Addr().String()
+}
+
 func newServer(t *testing.T) *server {
 	t.Helper()
 	dir := scratch(t)
-	return &server{dir: dir, pidFile: filepath.Join(dir, "pid"), log: new(logBuffer), ended: make(chan struct{})}
+	return &server{dir: dir, pidFile: filepath.Join(dir, "pid"), log: new(testenv.Output), ended: make(chan struct{})}
 }
 
 func (s *server) start(t *testing.T, args ...string) {
@@ -213,7 +200,7 @@ func tool(t *testing.T, name string, args ...string) string {
 var packages = map[string]string{
 	"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "nbdsh": "libnbd-bin", "python3": "python3-libnbd",
 	"qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "nbd-client": "nbd-client", "fio": "fio",
-	"openssl": "openssl", "nbdkit": "nbdkit", "cmp": "diffutils", "sh": "dash",
+	"openssl": "openssl", "nbdkit": "nbdkit", "cmp": "diffutils", "sh": "dash", "go": "golang",
 }
 
 // try runs a program that is allowed to fail.

@@ -1,11 +1,11 @@
 #!/bin/bash
-# kernel-attach.sh -- runs inside the guest of uml-run.sh: one test of package
-# nbd/attach that needs the kernel's nbd driver.
+# kernel-attach.sh -- runs inside the guest of uml-run.sh: one test of package nbd/attach,
+# or nbd, that needs the kernel's nbd driver.
 #
 #   kernel-attach.sh BINARY TESTS NAME
 #
-# BINARY is ashlar, TESTS the test binary of nbd/attach, NAME the test. A test that
-# is skipped is a failure here.
+# BINARY is ashlar, TESTS the test binary of the package, NAME the test. A test that is
+# skipped is a failure here.
 set -eu -o pipefail
 binary=$1 tests=$2 name=$3
 work=/run/ashlar

@@ -102,12 +102,19 @@ func TestKernelAttach(t *testing.T) {
 		t.Skip("skipped: takes minutes; run: ASHLAR_TEST_LONG=1 make test-uml")
 	}
 	testenv.RequireCommand(t, "resize2fs", "e2fsprogs")
+	guestTests(t, guestLimitLong, binary, "../../nbd/attach")
+}
+
+// guestTests runs the tests of a package of which the names begin with TestGuest, each in
+// a guest of its own.
+func guestTests(t *testing.T, limit time.Duration, binary, path string) {
+	t.Helper()
 	script, err := filepath.Abs("kernel-attach.sh")
 	if err != nil {
 		t.Fatal(err)
 	}
-	tests := filepath.Join(t.TempDir(), "attach.test")
-	build := exec.Command("go", "test", "-c", "-o", tests, "../../nbd/attach")
+	tests := filepath.Join(t.TempDir(), "guest.test")
+	build := exec.Command("go", "test", "-c", "-o", tests, path)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // static, as the guest may be another system one day
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -115,10 +122,6 @@ func TestKernelAttach(t *testing.T) {
 	names, err := exec.Command(tests, "-test.list", "^TestGuest").Output()
 	if err != nil {
 		t.Fatal(err)
-	}
-	limit := guestLimit
-	if os.Getenv(longVariable) == "1" {
-		limit = guestLimitLong
 	}
 	list := strings.Fields(string(names))
 	if len(list) == 0 {

@@ -21,6 +21,11 @@ def argument(number):
     return sys.argv[number]
 
 
+def arguments(number):
+    """That argument and all that follow it."""
+    return sys.argv[number:]
+
+
 def connect(uri, *contexts, strict=None, setup=None):
     """A handle connected to uri."""
     h = nbd.NBD()

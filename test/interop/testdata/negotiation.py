@@ -155,7 +155,7 @@ def test_structured_reply_by_hand():
     h.set_request_structured_replies(False)
     h.connect_unix(SOCKET)
     equal(h.opt_structured_reply(), True, "structured replies")
-    fails("EINVAL", h.opt_structured_reply)
+    equal(h.opt_structured_reply(), False, "structured replies a second time")
 
 
 def test_extended_headers():
@@ -165,6 +165,49 @@ def test_extended_headers():
     h.connect_unix(SOCKET)
     equal(h.get_extended_headers_negotiated(), True, "extended headers")
     equal(len(h.pread(512, 0)), 512, "a read")
+
+
+def test_extended_headers_not_asked_for():
+    need("set_request_extended_headers")
+    h = nbd.NBD()
+    h.set_export_name(NAME)
+    h.set_request_extended_headers(False)
+    h.connect_unix(SOCKET)
+    equal(h.get_extended_headers_negotiated(), False, "extended headers")
+    equal(h.get_structured_replies_negotiated(), True, "structured replies")
+    equal(len(h.pread(512, 0)), 512, "a read")
+
+
+def test_extended_headers_by_hand():
+    need("opt_extended_headers")
+    for structured in [False, True]:
+        h = nbd.NBD()
+        h.set_opt_mode(True)
+        h.set_request_extended_headers(False)
+        h.set_request_structured_replies(structured)
+        h.connect_unix(SOCKET)
+        equal(h.get_extended_headers_negotiated(), False, "extended headers before")
+        equal(h.opt_extended_headers(), True, f"extended headers, structured replies {structured}")
+        equal(h.opt_extended_headers(), False, "extended headers a second time")
+        equal(h.opt_structured_reply(), False, "structured replies after extended headers")
+        h.set_export_name(NAME)
+        h.opt_set_meta_context_queries(["base:allocation"], lambda name: 0)
+        h.opt_go()
+        equal(h.get_extended_headers_negotiated(), True, "extended headers")
+        equal(h.can_block_status_payload(), True, "block status with a payload")
+        equal(len(h.pread(512, 0)), 512, "a read")
+
+
+def test_block_status_payload_needs_what_it_stands_on():
+    need("can_block_status_payload")
+    for extended, context in [(False, True), (True, False)]:
+        h = nbd.NBD()
+        h.set_export_name(NAME)
+        h.set_request_extended_headers(extended)
+        if context:
+            h.add_meta_context("base:allocation")
+        h.connect_unix(SOCKET)
+        equal(h.can_block_status_payload(), False, f"payload, extended headers {extended}, contexts {context}")
 
 
 def test_handshake_flags():
