@@ -19,15 +19,17 @@ FUZZTIME ?= 20s
 # also satisfied by that command from elsewhere.
 PACKAGES_RUN     := fio=fio libnbd-bin=nbdinfo
 PACKAGES_TEST    := gcc=gcc libc6-dev
-PACKAGES_BENCH   := fio=fio nbdkit=nbdkit qemu-utils=qemu-img nbd-server=nbd-server
+PACKAGES_LVM     := lvm2=lvm thin-provisioning-tools=thin_check
+PACKAGES_BENCH   := fio=fio nbdkit=nbdkit qemu-utils=qemu-img nbd-server=nbd-server $(PACKAGES_LVM)
 PACKAGES_INTEROP := $(PACKAGES_RUN) nbdkit=nbdkit python3 python3-libnbd qemu-utils=qemu-io nbd-client=nbd-client \
                     openssl=openssl util-linux=fstrim kmod=modprobe user-mode-linux=linux.uml \
-                    e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs btrfs-progs=mkfs.btrfs
+                    e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs btrfs-progs=mkfs.btrfs debian-archive-keyring
 PACKAGES_POWERFAIL := gcc=gcc libc6-dev nbd-client=nbd-client util-linux=fstrim mount=losetup kmod=modprobe dmsetup=dmsetup \
                     user-mode-linux=linux.uml e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs
 PACKAGES_BPF     := clang=clang llvm=llvm-strip
 PACKAGES_VM      := qemu-system-x86=qemu-system-x86_64 busybox-static kmod=depmod cpio=cpio xz-utils=xz zstd=zstd python3=python3 \
-                    debian-archive-keyring e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs btrfs-progs=mkfs.btrfs util-linux=fstrim fio=fio
+                    debian-archive-keyring e2fsprogs=mkfs.ext4 xfsprogs=mkfs.xfs btrfs-progs=mkfs.btrfs util-linux=fstrim fio=fio \
+                    nbdkit=nbdkit qemu-utils=qemu-img $(PACKAGES_LVM)
 PACKAGES_CSI     := $(PACKAGES_VM) mount=losetup xfsprogs=mkfs.xfs cryptsetup-bin=cryptsetup
 PACKAGES_KUBE    := openssl=openssl iproute2=ip util-linux=nsenter mount=losetup fio=fio debian-archive-keyring
 
@@ -169,13 +171,13 @@ test-uml: .make/interop build ## the kernel's nbd client and file systems on bin
 	CGO_ENABLED=0 ASHLAR_INTEROP=1 ASHLAR_TARGET='interop test-root test-uml' $(GO) test -count=1 -timeout 60m $(TESTFLAGS) ./test/vm
 
 .PHONY: test-vm
-test-vm: .make/vm build ## ublk devices of a real Linux 6.12 in an emulated machine (root; ASHLAR_TEST_LONG=1 kills its server 50 times)
+test-vm: .make/vm build ## ublk devices of a real Linux 6.12, and benchmarks beside LVM, in an emulated machine (root; ASHLAR_TEST_LONG=1 kills its server 50 times)
 	@[ "$$(id -u)" = 0 ] || { echo 'make: test-vm needs root; run: sudo make test-vm' >&2; exit 1; }
 	CGO_ENABLED=0 $(GO) test -c -tags invariants -o .make/ublk.test ./ublk
 	cd ublk && ASHLAR_TARGET='test-vm test-root test-uml interop' ../test/vm/vm-run.sh -t $(if $(ASHLAR_TEST_LONG),3600,900) -M ublk_drv \
 	  -e ASHLAR_TARGET -e ASHLAR_TEST_LONG -- ../.make/ublk.test -test.v -test.timeout 1h $(TESTFLAGS)
 	cd ublk && ASHLAR_TARGET='test-root test-uml' ../test/vm/vm-run.sh -M '' -e ASHLAR_TARGET -- ../.make/ublk.test -test.v -test.run 'TestWithoutTheDriver'
-	CGO_ENABLED=0 ASHLAR_TARGET='test-vm test-root' $(GO) test -count=1 -v -timeout $(if $(ASHLAR_TEST_LONG),5h,40m) -run 'TestDevicesThroughUblk|TestOrphansOfUblk' $(TESTFLAGS) ./test/vm
+	CGO_ENABLED=0 ASHLAR_TARGET='test-vm test-root' $(GO) test -count=1 -v -timeout $(if $(ASHLAR_TEST_LONG),5h,60m) -run 'TestDevicesThroughUblk|TestOrphansOfUblk|TestThinVolumesOfLVM' $(TESTFLAGS) ./test/vm
 	CGO_ENABLED=0 $(GO) test -c -o .make/observe.test ./observe
 	cd observe && ASHLAR_TARGET='test-vm test-root test-uml' ../test/vm/vm-run.sh -t 900 -j 1 -M 'nbd:nbds_max=4 loop ublk_drv' -e ASHLAR_TARGET -- ../.make/observe.test -test.v -test.timeout 14m $(TESTFLAGS)
 

@@ -43,8 +43,9 @@ func run(ctx context.Context, arguments []string) (err error) {
 			"Runs the bars of the NBD export and of the pool and stores a JSON result of each. FILEs\n"+
 			"that do not exist are created and removed again; FILEs that do exist are overwritten only\n"+
 			"with --yes. In DIRECTORY, on a real disk, a new directory is made for the pool, its\n"+
-			"volumes, and the files they are compared with: 16 times --pool-size, and 4 GiB while the\n"+
-			"open of a large pool is timed. It is removed at the end.\n"+
+			"volumes, and the files they are compared with: 16 times --pool-size, 19 times where LVM's\n"+
+			"thin volumes can be measured, and 4 GiB while the open of a large pool is timed. It is\n"+
+			"removed at the end.\n"+
 			"devperf, the batching client, is taken from PATH, else built from ./benchmarks/devperf.\n\n")
 		f.PrintDefaults()
 	}
@@ -54,8 +55,9 @@ func run(ctx context.Context, arguments []string) (err error) {
 		tmpfs   = f.String("tmpfs", "", "a file on tmpfs, such as /dev/shm/bar.img")
 		disk    = f.String("disk", "", "a file or block device on a real disk")
 		pool    = f.String("pool", "", "a directory on a real disk, for the bars of the pool")
+		lvm     = f.String("lvm-device", "", "a block device on the disk of --pool that LVM is given instead of a file; overwritten, so only with --yes")
 		short   = f.Bool("short", false, "try the rig: one round, all of it small and short, nothing stored")
-		yes     = f.Bool("yes", false, "overwrite what --tmpfs and --disk name")
+		yes     = f.Bool("yes", false, "overwrite what --tmpfs, --disk and --lvm-device name")
 		out     = f.String("out", "benchmarks/results", "directory of the results")
 		only    = f.String("only", "", "bars to run, separated by commas (default all)")
 		rounds  = f.Int("rounds", 5, "interleaved rounds of each bar")
@@ -158,7 +160,10 @@ func run(ctx context.Context, arguments []string) (err error) {
 	}
 	defer func() { err = errors.Join(err, remove()) }()
 	if *pool != "" {
-		s, remove, err := prepareStage(ctx, *pool, uint64(poolSize), *short, bars, &c)
+		if *lvm != "" && !*yes {
+			return fmt.Errorf("--lvm-device: LVM would overwrite %s; say --yes if it may", *lvm)
+		}
+		s, remove, err := prepareStage(ctx, *pool, *lvm, uint64(poolSize), *short, bars, &c)
 		if err != nil {
 			return err
 		}
@@ -206,7 +211,7 @@ const (
 )
 
 // prepareStage makes the directory of the pool's bars.
-func prepareStage(ctx context.Context, parent string, size uint64, short bool, bars []gate.Bar, c *gate.Config) (*harness.Stage, func() error, error) {
+func prepareStage(ctx context.Context, parent, lvmDevice string, size uint64, short bool, bars []gate.Bar, c *gate.Config) (*harness.Stage, func() error, error) {
 	parent, err := filepath.Abs(parent)
 	if err != nil {
 		return nil, nil, err
@@ -216,7 +221,7 @@ func prepareStage(ctx context.Context, parent string, size uint64, short bool, b
 	}
 	s := &harness.Stage{
 		Dir: filepath.Join(parent, fmt.Sprintf("ashlar-stage-%d", os.Getpid())), Size: size,
-		Ashlar: c.Base.Ashlar, CPUs: c.Base.ServerCPUs, Progress: os.Stderr,
+		LVMDevice: lvmDevice, Ashlar: c.Base.Ashlar, CPUs: c.Base.ServerCPUs, Progress: os.Stderr,
 	}
 	if short {
 		s.ChainLength, s.OpenBytes, s.Settle = shortChain, shortOpenBytes, shortSettle

@@ -13,33 +13,6 @@ import (
 	"github.com/ashlar-storage/ashlar/engine/pool"
 )
 
-// measureDevice is measureFor with a device.
-func measureDevice(t *testing.T, arguments ...string) (map[string]uint64, error) {
-	t.Helper()
-	o, p, err := parse(append(arguments, "--ramp", "20ms", "--runtime", "100ms"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	target, err := open(o, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err := target.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := p.Check(target.Size()); err != nil {
-		return nil, err
-	}
-	r, err := measure(target, p, nil, o)
-	ops := map[string]uint64{}
-	for name, op := range r.Ops {
-		ops[name] = op.Count
-	}
-	return ops, err
-}
-
 // sized makes a file of zeros.
 func sized(t *testing.T, size int64) string {
 	t.Helper()
@@ -104,7 +77,7 @@ func TestDevicesOfThisProcessAreLoaded(t *testing.T) {
 		"long requests":   {[]string{"--device", "mem:64MiB", "--block", "4MiB", "--depth", "32"}, []string{"read"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			wantOperations(t, c.want, func() (map[string]uint64, error) { return measureDevice(t, c.arguments...) })
+			wantOperations(t, c.want, func() (map[string]uint64, error) { return measureFor(t, c.arguments...) })
 		})
 	}
 }
@@ -122,7 +95,7 @@ func TestDevicesThatCannotBeLoaded(t *testing.T) {
 		"beyond":           {"--device", "null:1MiB", "--size", "2MiB"},
 		"hold no block of": {"--device", "null:1KiB"},
 	} {
-		if _, err := measureDevice(t, arguments...); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := measureFor(t, arguments...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want %q", arguments, err, want)
 		}
 	}

@@ -165,10 +165,8 @@ func (s exportServer) reply(b, cookie []byte, structured bool, data []byte) []by
 	return b
 }
 
-func measureFor(t *testing.T, arguments ...string) (out struct {
-	ops map[string]uint64
-	err error
-}) {
+// measureFor loads an export or a device for a moment, and counts what was done.
+func measureFor(t *testing.T, arguments ...string) (map[string]uint64, error) {
 	t.Helper()
 	o, p, err := parse(append(arguments, "--ramp", "20ms", "--runtime", "100ms"))
 	if err != nil {
@@ -176,15 +174,22 @@ func measureFor(t *testing.T, arguments ...string) (out struct {
 	}
 	target, err := open(o, nil)
 	if err != nil {
-		out.err = err
-		return out
+		return nil, err
+	}
+	defer func() {
+		if err := target.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := p.Check(target.Size()); err != nil {
+		return nil, err
 	}
 	r, err := measure(target, p, nil, o)
-	out.err, out.ops = err, map[string]uint64{}
+	ops := map[string]uint64{}
 	for name, op := range r.Ops {
-		out.ops[name] = op.Count
+		ops[name] = op.Count
 	}
-	return out
+	return ops, err
 }
 
 // wantOperations measures until there is one of each operation: on a busy machine there
@@ -234,8 +239,7 @@ func TestLoadsOfEveryKindAreServed(t *testing.T) {
 			c.server.size = 64 << 20
 			uri := c.server.start(t)
 			wantOperations(t, c.want, func() (map[string]uint64, error) {
-				got := measureFor(t, append(c.arguments, "--uri", uri)...)
-				return got.ops, got.err
+				return measureFor(t, append(c.arguments, "--uri", uri)...)
 			})
 		})
 	}
@@ -253,23 +257,22 @@ func TestErrorsOfTheServerEndTheRun(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.server.size = 1 << 20
-			got := measureFor(t, append(c.arguments, "--uri", c.server.start(t))...)
-			if got.err == nil || !strings.Contains(got.err.Error(), c.want) {
-				t.Errorf("%v, want %q", got.err, c.want)
+			if _, err := measureFor(t, append(c.arguments, "--uri", c.server.start(t))...); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q", err, c.want)
 			}
 		})
 	}
 	uri := exportServer{size: 1 << 20}.start(t)
-	if got := measureFor(t, "--uri", strings.Replace(uri, "vol", "other", 1)); got.err == nil || !strings.Contains(got.err.Error(), "no such export") {
-		t.Errorf("an unknown export: %v", got.err)
+	if _, err := measureFor(t, "--uri", strings.Replace(uri, "vol", "other", 1)); err == nil || !strings.Contains(err.Error(), "no such export") {
+		t.Errorf("an unknown export: %v", err)
 	}
 }
 
 func TestAnIdleConnectionMeasuresNothing(t *testing.T) {
 	needLinux(t)
-	got := measureFor(t, "--op", "none", "--uri", exportServer{size: 1 << 20, silent: true}.start(t))
-	if got.err != nil || len(got.ops) != 0 {
-		t.Errorf("%v, %v", got.ops, got.err)
+	ops, err := measureFor(t, "--op", "none", "--uri", exportServer{size: 1 << 20, silent: true}.start(t))
+	if err != nil || len(ops) != 0 {
+		t.Errorf("%v, %v", ops, err)
 	}
 }
 

@@ -7,6 +7,9 @@ import (
 	"syscall"
 )
 
+// ownGroup keeps a terminal's signals from a command.
+func ownGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
+
 // killGroup ends a client with its children: fio's jobs are processes.
 func killGroup(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil || !cmd.SysProcAttr.Setpgid {

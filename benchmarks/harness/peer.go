@@ -39,12 +39,16 @@ type Site struct {
 
 // Plan is a server before it is started.
 type Plan struct {
-	Argv    []string          // empty: nothing to start
+	Argv    []string          // empty: no process to start
 	Files   map[string]string // written first; path to content
 	PIDFile string            // set when the server detaches and writes its id there
 	Ready   string            // "unix:PATH" or "tcp:ADDRESS" that answers once the server runs
 	Setup   [][]string        // commands run when ready
 	Target  Target            // what the client connects to
+
+	// Kernel, unless nil, makes the target in the kernel; there is no Argv then. On
+	// error nothing of it is left.
+	Kernel func(ctx context.Context) (kernelTarget, error)
 
 	StopMax time.Duration // patience after SIGTERM; 0: stopMax
 
@@ -87,7 +91,7 @@ var peers = []Peer{
 	qcow2{name: "qcow2-prealloc", options: []string{"-o", "preallocation=metadata"}},
 	qcow2{name: "qcow2-thin"},
 	nbdkitCow{},
-	lvmThin{},
+	lvmThin{on: thisMachine},
 }
 
 // groups are names that stand for several peers.

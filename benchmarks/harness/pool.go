@@ -1,9 +1,7 @@
 package harness
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -46,12 +44,14 @@ type stagedPeer interface {
 // ownPeer is a peer that is this project's.
 type ownPeer interface{ ours() }
 
-// fillArgs write the first percent of an export once, from one end to the other.
-func fillArgs(uri string, percent int) []string {
-	return []string{
-		"fio", "--name=fill", "--thread", "--ioengine=nbd", "--uri=" + uri, "--rw=write", "--bs=128k", "--iodepth=16",
-		"--size=" + strconv.Itoa(percent) + "%", "--end_fsync=1", "--output-format=terse",
+// fillArgs write the first percent of a target once, from one end to the other.
+func fillArgs(t Target, percent int) []string {
+	argv := append([]string{"fio", "--name=fill", "--thread"}, fioArgs(t)...)
+	if t.Engine != "nbd" {
+		argv = append(argv, "--direct=1")
 	}
+	return append(argv, "--rw=write", "--bs=128k", "--iodepth=16",
+		"--size="+strconv.Itoa(percent)+"%", "--end_fsync=1", "--output-format=terse")
 }
 
 // serveArgs start a node on sockets in dir.
@@ -110,7 +110,7 @@ func (p poolVolume) Plan(s Site) (Plan, error) {
 	}
 	plan.Target = nbdUnix(name, nbd)
 	if s.Volume == VolumeFilled {
-		plan.Setup = append(plan.Setup, fillArgs(plan.Target.URI, filledPercent))
+		plan.Setup = append(plan.Setup, fillArgs(plan.Target, filledPercent))
 	}
 	if p.snapshots {
 		if s.Volume == VolumeMapped {
@@ -182,7 +182,7 @@ func (q qcow2) Plan(s Site) (Plan, error) {
 		plan.After = [][]string{{"rm", "-f", image}} // the server still has it open
 	}
 	if s.Volume == VolumeFilled {
-		plan.Setup = [][]string{fillArgs(plan.Target.URI, filledPercent)}
+		plan.Setup = [][]string{fillArgs(plan.Target, filledPercent)}
 	}
 	plan.Argv = []string{"qemu-nbd", "-k", socket, "-t", "-e", "16", "-f", "qcow2", "--cache=none", "--aio=native", image}
 	return plan, nil
@@ -212,42 +212,9 @@ func (n nbdkitCow) Plan(s Site) (Plan, error) {
 	}
 	switch {
 	case s.Volume == VolumeMapped && s.Writes: // overwrites are of what the overlay has
-		plan.Setup = [][]string{fillArgs(plan.Target.URI, 100)}
+		plan.Setup = [][]string{fillArgs(plan.Target, 100)}
 	case s.Volume == VolumeFilled:
-		plan.Setup = [][]string{fillArgs(plan.Target.URI, filledPercent)}
+		plan.Setup = [][]string{fillArgs(plan.Target, filledPercent)}
 	}
 	return plan, nil
-}
-
-// lvmThin stands for LVM's thin volumes. They need the kernel's device mapper,
-// and root; where the rig was written there was none, so it only says so.
-type lvmThin struct{}
-
-func (lvmThin) Name() string              { return "lvm-thin" }
-func (lvmThin) About() string             { return "a thin volume of LVM" }
-func (lvmThin) Program() (string, string) { return "", "" }
-func (lvmThin) VersionArgs() []string     { return nil }
-func (lvmThin) staged()                   {}
-
-func (l lvmThin) Plan(Site) (Plan, error) { return Plan{}, l.available() }
-
-func (lvmThin) available() error {
-	devices, err := os.ReadFile("/proc/devices")
-	if err != nil {
-		return fmt.Errorf("lvm-thin: whether the kernel has a device mapper cannot be read: %w", err)
-	}
-	if !hasDeviceMapper(string(devices)) {
-		return errors.New("lvm-thin: this kernel has no device mapper (no device-mapper in /proc/devices)")
-	}
-	return errors.New("lvm-thin: this kernel has a device mapper, but the rig does not set up LVM yet")
-}
-
-// hasDeviceMapper looks for dm's line in the text of /proc/devices.
-func hasDeviceMapper(devices string) bool {
-	for _, line := range strings.Split(devices, "\n") {
-		if fields := strings.Fields(line); len(fields) == 2 && fields[1] == "device-mapper" {
-			return true
-		}
-	}
-	return false
 }

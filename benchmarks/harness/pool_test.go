@@ -103,23 +103,6 @@ func TestStagedPeersRefuseWhatTheyCannotServe(t *testing.T) {
 	}
 }
 
-func TestDeviceMapperIsFoundInProcDevices(t *testing.T) {
-	const without = "Character devices:\n  1 mem\n\nBlock devices:\n  7 loop\n254 virtblk\n"
-	if hasDeviceMapper(without) || !hasDeviceMapper(without+"253 device-mapper\n") {
-		t.Error("/proc/devices misread")
-	}
-	found, err := FindPeers("lvm-thin", "raw")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := Available(found[0]); err == nil || !strings.Contains(err.Error(), "device mapper") {
-		t.Errorf("lvm-thin: %v, want why it is not measured", err)
-	}
-	if err := Available(found[1]); err != nil {
-		t.Errorf("raw: %v", err)
-	}
-}
-
 func TestTheDiskUnderAPathIsFound(t *testing.T) {
 	const mounts = "22 27 0:21 / /proc rw - proc proc rw\n27 1 254:0 / / rw - ext4 /dev/vda rw\n30 27 254:16 / /var/tmp rw - ext4 /dev/vdb rw\n" +
 		"31 27 254:32 / /my\\040disk rw - ext4 /dev/vdc rw\nshort line\n"

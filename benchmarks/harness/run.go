@@ -269,15 +269,19 @@ func (c *Config) one(ctx context.Context, x Case, t Timing, p Peer, info *PeerIn
 	if err != nil {
 		return run, err
 	}
+	if s.kernel != nil {
+		info.Command = s.kernel.Command()
+	}
 	defer func() { // s is another one after a count
 		err = errors.Join(err, s.cleanUp(ctx, plan))
 		s.Stop()
+		err = errors.Join(err, s.left)
 	}()
 	pid := s.pid
 	if pid == 0 {
 		pid = ownerOf(plan.Target)
 	}
-	ofServer := startSampler(pid)
+	ofServer := s.follow(pid)
 	defer ofServer.Stop()
 	ofClient := new(sampler)
 	defer func() { ofClient.Stop() }()
@@ -285,7 +289,7 @@ func (c *Config) one(ctx context.Context, x Case, t Timing, p Peer, info *PeerIn
 	if t.Runtime == 0 {
 		bound = unboundMax
 	}
-	before, disk := processWritten(pid), diskWritten(c.Backing.Path)
+	before, disk := s.writtenSoFar(pid), diskWritten(c.Backing.Path)
 	meanwhile := startMeanwhile(ctx, plan.During)
 	defer meanwhile.Stop() // when the client fails
 	m, err := c.Client.Run(ctx, ClientJob{
@@ -310,7 +314,7 @@ func (c *Config) one(ctx context.Context, x Case, t Timing, p Peer, info *PeerIn
 	ofServer.take() // up to the end
 	run.addCPU(ofServer, ofClient, m)
 	run.addCalls(calls)
-	if c.CountBytes && pid != 0 {
+	if c.CountBytes && (pid != 0 || s.kernel != nil) {
 		if s.Stop(); s.killed {
 			return run, errors.New("the server had to be killed: what it wrote is not all it had to write")
 		}

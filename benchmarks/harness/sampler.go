@@ -17,26 +17,31 @@ type sample struct {
 	resident uint64
 }
 
-// sampler follows a process tree.
+// sampler follows a process tree, or the kernel's workers.
 type sampler struct {
-	pid  int
+	use  func() (cpuSeconds float64, residentBytes uint64) // nil: nothing to follow
 	quit chan struct{}
 	done sync.WaitGroup
 
-	mu      sync.Mutex
+	mu      sync.Mutex // held over use, too
 	samples []sample
 }
 
 // startSampler follows pid until Stop; pid 0 yields no samples.
 func startSampler(pid int) *sampler {
-	s := &sampler{pid: pid, quit: make(chan struct{})}
 	if pid == 0 {
-		return s
+		return new(sampler)
 	}
+	return startUse(func() (float64, uint64) { return treeUse(pid) }, samplePeriod)
+}
+
+// startUse asks use every period until Stop.
+func startUse(use func() (float64, uint64), period time.Duration) *sampler {
+	s := &sampler{use: use, quit: make(chan struct{})}
 	s.done.Add(1)
 	go func() { // ends when quit closes
 		defer s.done.Done()
-		ticker := time.NewTicker(samplePeriod)
+		ticker := time.NewTicker(period)
 		defer ticker.Stop()
 		for {
 			s.take()
@@ -51,13 +56,13 @@ func startSampler(pid int) *sampler {
 }
 
 func (s *sampler) take() {
-	if s.pid == 0 {
+	if s.use == nil {
 		return
 	}
-	before := time.Now()
-	seconds, resident := treeUse(s.pid)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	before := time.Now()
+	seconds, resident := s.use()
 	// The last sample of an ended tree would go back to 0.
 	if n := len(s.samples); n > 0 && seconds < s.samples[n-1].seconds {
 		return
@@ -67,7 +72,7 @@ func (s *sampler) take() {
 
 // Stop ends the sampling.
 func (s *sampler) Stop() {
-	if s.pid != 0 {
+	if s.use != nil {
 		close(s.quit)
 		s.done.Wait()
 	}

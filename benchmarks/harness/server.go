@@ -30,6 +30,7 @@ const (
 type server struct {
 	pid    int // 0 when the plan starts nothing
 	target Target
+	kernel kernelTarget  // nil: a process serves, or nobody
 	cmd    *exec.Cmd     // nil for a detached server
 	exited chan struct{} // closed when cmd has ended
 	output *tail
@@ -37,7 +38,8 @@ type server struct {
 
 	patience time.Duration // of Stop
 	killed   bool          // Stop lost it
-	written  uint64        // bytes given to devices in the whole life of cmd; set by Stop
+	left     error         // what Stop could not take away
+	written  uint64        // bytes given to devices in the whole life of cmd, or by the kernel's target; set by Stop
 }
 
 // tail keeps the end of what is written to it.
@@ -73,6 +75,17 @@ func startServer(ctx context.Context, p Plan, cpus []int) (*server, error) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			return nil, fmt.Errorf("start the server: %w", err)
 		}
+	}
+	if p.Kernel != nil {
+		var err error
+		if s.kernel, err = p.Kernel(ctx); err != nil {
+			return nil, err
+		}
+		if err := runAll(ctx, p.Setup); err != nil {
+			s.Stop()
+			return nil, errors.Join(err, s.left)
+		}
+		return s, nil
 	}
 	if len(p.Argv) == 0 {
 		return s, nil
@@ -166,13 +179,30 @@ func runBounded(ctx context.Context, argv []string) error {
 func outputOf(ctx context.Context, argv []string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, orderMax)
 	defer cancel()
+	return capture(exec.CommandContext(ctx, argv[0], argv[1:]...))
+}
+
+// outputWhole is the same for a command that is never interrupted, neither by ctx nor by
+// a terminal's ^C; with ctx ended it does not begin.
+func outputWhole(ctx context.Context, argv []string) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), orderMax)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	ownGroup(cmd)
+	return capture(cmd)
+}
+
+// capture runs a command; what it said is in an error.
+func capture(cmd *exec.Cmd) ([]byte, error) {
 	cmd.WaitDelay = time.Second
 	var out bytes.Buffer
 	said := new(tail)
 	cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, said), said
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, said)
+		return nil, fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, said)
 	}
 	return out.Bytes(), nil
 }
@@ -195,8 +225,30 @@ func (s *server) cleanUp(ctx context.Context, p Plan) error {
 	return runAll(context.WithoutCancel(ctx), p.After)
 }
 
+// writtenSoFar is what the server has given to devices, 0 when that cannot be read.
+func (s *server) writtenSoFar(pid int) uint64 {
+	if s.kernel != nil {
+		return s.kernel.Written()
+	}
+	return processWritten(pid)
+}
+
+// follow begins to sample what the server uses; pid is its process, or 0.
+func (s *server) follow(pid int) *sampler {
+	if s.kernel != nil {
+		return startKernelSampler()
+	}
+	return startSampler(pid)
+}
+
 // Stop ends the server and its children and waits for them.
 func (s *server) Stop() {
+	if s.kernel != nil {
+		s.left = s.kernel.Stop()
+		s.written = s.kernel.Written()
+		s.kernel = nil
+		return
+	}
 	if s.pid == 0 {
 		return
 	}

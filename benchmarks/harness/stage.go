@@ -23,6 +23,8 @@ type Stage struct {
 	CPUs     []int  // of the servers
 	Progress io.Writer
 
+	LVMDevice string // a block device that LVM may overwrite, else it gets a file; on the same disk
+
 	ChainLength int           // snapshots of the chain; 0: ChainLength
 	OpenBytes   uint64        // mapped for RunOpen; 0: OpenBytes
 	Settle      time.Duration // rest for the disk when all is written; 0: settle
@@ -54,7 +56,8 @@ func (s *Stage) Backing() Backing {
 // Prepare makes the directory, which must not exist, and in it what the peers
 // need: the exported file and the pool's file, both written to the last block so
 // that no allocation of the file system is measured; the mapped volume, filled from
-// one end to the other; the chain; the qcow2 images.
+// one end to the other; the chain; the qcow2 images; LVM's physical volume, its thin pool
+// and a volume in it.
 func (s *Stage) Prepare(ctx context.Context, peers []Peer) (err error) {
 	if s.Size < SizeMin {
 		return tooSmall(s.Dir, s.Size)
@@ -102,7 +105,22 @@ func (s *Stage) Prepare(ctx context.Context, peers []Peer) (err error) {
 			return err
 		}
 		if err := s.with(ctx, q.Plan, func(_ Site, q *server) error {
-			return runBounded(ctx, fillArgs(q.target.URI, 100))
+			return runBounded(ctx, fillArgs(q.target, 100))
+		}); err != nil {
+			return err
+		}
+	}
+	for _, p := range peers {
+		l, ok := p.(lvmThin)
+		if !ok {
+			continue
+		}
+		s.say("a thin pool of LVM, and a volume in it")
+		if err := l.prepare(ctx, s); err != nil {
+			return err
+		}
+		if err := s.with(ctx, l.Plan, func(_ Site, q *server) error {
+			return runBounded(ctx, fillArgs(q.target, 100))
 		}); err != nil {
 			return err
 		}
@@ -133,8 +151,11 @@ func (s *Stage) settle(ctx context.Context) error {
 	}
 }
 
-// Remove removes the directory and all in it.
-func (s *Stage) Remove() error { return os.RemoveAll(s.Dir) }
+// Remove removes the directory and all in it, and what LVM has on its block device.
+func (s *Stage) Remove() error {
+	given := lvmThin{on: thisMachine}.giveBack(context.Background(), s)
+	return errors.Join(given, os.RemoveAll(s.Dir))
+}
 
 // with starts a server, does something with it, and stops it.
 func (s *Stage) with(ctx context.Context, plan func(Site) (Plan, error), do func(Site, *server) error) (err error) {
@@ -153,7 +174,10 @@ func (s *Stage) with(ctx context.Context, plan func(Site) (Plan, error), do func
 	if err != nil {
 		return err
 	}
-	defer running.Stop()
+	defer func() {
+		running.Stop()
+		err = errors.Join(err, running.left)
+	}()
 	if err = do(site, running); err != nil {
 		if text := running.output.String(); text != "" {
 			err = fmt.Errorf("%w; the server said: %s", err, text)
@@ -183,7 +207,7 @@ func (s *Stage) preparePool(ctx context.Context, chain bool) error {
 			}
 			orders = append(orders,
 				site.asking(control, "volume", "create", name, "--size", strconv.FormatUint(s.Size, 10)),
-				fillArgs(nbdUnix(name, nbd).URI, percent))
+				fillArgs(nbdUnix(name, nbd), percent))
 		}
 		if err := runAll(ctx, orders); err != nil || !chain {
 			return err
