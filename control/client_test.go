@@ -2,16 +2,9 @@ package control
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -35,6 +28,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ashlar-storage/ashlar/control/controlpb"
+	"github.com/ashlar-storage/ashlar/internal/authority"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -441,31 +435,32 @@ func call(ctx context.Context, method any, request proto.Message) ([]proto.Messa
 }
 
 func TestMutualTLS(t *testing.T) {
-	dir := t.TempDir()
-	authority := newAuthority(t, dir)
-	server, client := authority.issue(t, "server"), authority.issue(t, "client")
-	stranger := newAuthority(t, t.TempDir()).issue(t, "stranger")
-	serverPair, err := tls.LoadX509KeyPair(server.cert, server.key)
+	ours, theirs := authority.New(t, t.TempDir()), authority.New(t, t.TempDir())
+	server, err := tls.LoadX509KeyPair(ours.Issue(t, "server", "127.0.0.1"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool := x509.NewCertPool()
-	pool.AddCert(authority.cert)
+	cert, key := ours.Issue(t, "client")
+	clients, err := LoadTLS(cert, key, ours.File, "")
+	if err != nil {
+		t.Fatal(err)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := &fake{answer: filled}
-	f.start(t, l, grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{serverPair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert})))
-	load := func(p pair, ca, name string) *tls.Config {
+	f.start(t, l, grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: clients.RootCAs, ClientAuth: tls.RequireAndVerifyClientCert})))
+	load := func(a *authority.Authority, ca, name string) *tls.Config {
 		t.Helper()
-		config, err := LoadTLS(p.cert, p.key, ca, name)
+		cert, key := a.Issue(t, "client")
+		config, err := LoadTLS(cert, key, ca, name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return config
 	}
-	c := dialed(t, l.Addr().String(), Options{TLS: load(client, authority.file, "")})
+	c := dialed(t, l.Addr().String(), Options{TLS: clients})
 	if _, err := c.Node.Info(t.Context(), nil); err != nil {
 		t.Errorf("with a certificate: %v", err)
 	}
@@ -474,9 +469,9 @@ func TestMutualTLS(t *testing.T) {
 		config *tls.Config
 		want   string
 	}{
-		{"a certificate of another authority", load(stranger, authority.file, ""), "the daemon at " + l.Addr().String()},
-		{"a daemon of another authority", load(client, stranger.ca, ""), "authentication handshake failed: tls: failed to verify certificate"},
-		{"a daemon of another name", load(client, authority.file, "elsewhere"), "elsewhere"},
+		{"a certificate of another authority", load(theirs, ours.File, ""), "the daemon at " + l.Addr().String()},
+		{"a daemon of another authority", load(ours, theirs.File, ""), "authentication handshake failed: tls: failed to verify certificate"},
+		{"a daemon of another name", load(ours, ours.File, "elsewhere"), "elsewhere"},
 	} {
 		c, err := Dial(t.Context(), l.Addr().String(), Options{TLS: tt.config})
 		if err == nil {
@@ -488,72 +483,12 @@ func TestMutualTLS(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct{ cert, key, ca, want string }{
-		{"none", client.key, authority.file, "none"},
-		{client.cert, client.key, "none", "none"},
-		{client.cert, client.key, client.key, "no certificate"},
+		{"none", key, ours.File, "none"},
+		{cert, key, "none", "none"},
+		{cert, key, key, "no certificate"},
 	} {
 		if _, err := LoadTLS(tt.cert, tt.key, tt.ca, ""); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%v: %v", tt, err)
 		}
-	}
-}
-
-// authority issues certificates.
-type authority struct {
-	dir, file string
-	cert      *x509.Certificate
-	key       *ecdsa.PrivateKey
-}
-
-// pair is a certificate, its key and its authority, as files.
-type pair struct{ cert, key, ca string }
-
-func newAuthority(t *testing.T, dir string) *authority {
-	t.Helper()
-	a := &authority{dir: dir, file: filepath.Join(dir, "ca.pem")}
-	a.key = newKey(t)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a.cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	writePEM(t, a.file, "CERTIFICATE", der)
-	return a
-}
-
-func (a *authority) issue(t *testing.T, name string) pair {
-	t.Helper()
-	key := newKey(t)
-	template := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := pair{cert: filepath.Join(a.dir, name+".pem"), key: filepath.Join(a.dir, name+".key"), ca: a.file}
-	writePEM(t, p.cert, "CERTIFICATE", der)
-	writePEM(t, p.key, "PRIVATE KEY", keyDER)
-	return p
-}
-
-func newKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-func writePEM(t *testing.T, path, kind string, der []byte) {
-	t.Helper()
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
 	}
 }

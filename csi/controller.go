@@ -307,8 +307,8 @@ func (c *controller) DeleteVolume(ctx context.Context, r *spec.DeleteVolumeReque
 	}
 	_, err = client.Volumes.Delete(ctx, &controlpb.DeleteVolumeRequest{Pool: id.Pool, Name: id.Volume})
 	if errors.Is(err, control.ErrNotFound) {
-		if _, err := client.Pools.Get(ctx, &controlpb.GetPoolRequest{Name: id.Pool}); errors.Is(err, control.ErrNotFound) {
-			return nil, status.Errorf(codes.FailedPrecondition, "volume %s: node %s does not have pool %s now, so it may exist: import the pool, or delete the PersistentVolume by hand", r.GetVolumeId(), id.Node, id.Pool)
+		if err := poolThere(ctx, client, id.Pool, "volume "+r.GetVolumeId(), id.Node, "PersistentVolume"); err != nil {
+			return nil, err
 		}
 		return &spec.DeleteVolumeResponse{}, nil
 	}
@@ -316,6 +316,16 @@ func (c *controller) DeleteVolume(ctx context.Context, r *spec.DeleteVolumeReque
 		return nil, err
 	}
 	return &spec.DeleteVolumeResponse{}, nil
+}
+
+// poolThere refuses to call what is not found gone when its pool is not there: it comes
+// back with the pool. object is what the orchestrator has of it.
+func poolThere(ctx context.Context, c *control.Client, pool, what, node, object string) error {
+	_, err := c.Pools.Get(ctx, &controlpb.GetPoolRequest{Name: pool})
+	if errors.Is(err, control.ErrNotFound) {
+		return status.Errorf(codes.FailedPrecondition, "%s: node %s does not have pool %s now, so it may exist: import the pool, or delete the %s by hand", what, node, pool, object)
+	}
+	return err
 }
 
 // ValidateVolumeCapabilities implements spec.ControllerServer.

@@ -100,6 +100,14 @@ func TestWrongRequestsOfTheControllerAreRefused(t *testing.T) {
 			_, err := r.DeleteVolume(ctx, &spec.DeleteVolumeRequest{VolumeId: VolumeID{"node-1", "closed", "v"}.String()})
 			return err
 		}, codes.FailedPrecondition, "import the pool"},
+		{"delete a snapshot in a pool that is closed", func() error {
+			_, err := r.DeleteSnapshot(ctx, &spec.DeleteSnapshotRequest{SnapshotId: SnapshotID{"node-1", "closed", "v", "s"}.String()})
+			return err
+		}, codes.FailedPrecondition, "import the pool, or delete the VolumeSnapshotContent"},
+		{"delete a group snapshot in a pool that is closed", func() error {
+			_, err := r.DeleteVolumeGroupSnapshot(ctx, &spec.DeleteVolumeGroupSnapshotRequest{GroupSnapshotId: GroupID{"node-1", "closed", "g"}.String()})
+			return err
+		}, codes.FailedPrecondition, "import the pool, or delete the VolumeGroupSnapshotContent"},
 		{"expand nothing", func() error {
 			_, err := r.ControllerExpandVolume(ctx, &spec.ControllerExpandVolumeRequest{})
 			return err

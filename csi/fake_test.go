@@ -3,7 +3,6 @@ package csi
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -25,6 +24,7 @@ import (
 
 	"github.com/ashlar-storage/ashlar/control"
 	"github.com/ashlar-storage/ashlar/control/controlpb"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 const (
@@ -489,7 +489,7 @@ type rig struct {
 	daemon *fakeDaemon
 	config Config
 	driver *Driver
-	log    *lines
+	log    *testenv.Output
 	stop   func() error
 
 	spec.IdentityClient
@@ -497,24 +497,6 @@ type rig struct {
 	spec.GroupControllerClient
 	spec.NodeClient
 	spec.SnapshotMetadataClient
-}
-
-// lines is a log that tests read.
-type lines struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // wait ends a test that waits for something which does not come.
@@ -525,10 +507,10 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 	ignore := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, ignore) })
 	f := newFakeDaemon(t)
-	r := &rig{t: t, daemon: f, log: &lines{}}
+	r := &rig{t: t, daemon: f, log: &testenv.Output{}}
 	r.config = Config{
 		Mode: ModeAll, Endpoint: "unix://" + filepath.Join(f.dir, "csi.sock"), Control: "unix://" + f.addr, NodeID: "node-1",
-		KubeletDir: f.dir, Version: "v0", Timeout: wait, Log: slog.New(slog.NewTextHandler(io.MultiWriter(r.log), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		KubeletDir: f.dir, Version: "v0", Timeout: wait, Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if change != nil {
 		change(&r.config)

@@ -138,6 +138,11 @@ func (g *groupController) DeleteVolumeGroupSnapshot(ctx context.Context, r *spec
 	if err != nil {
 		return nil, err
 	}
+	if len(members) == 0 {
+		if err := poolThere(ctx, client, id.Pool, "group snapshot "+r.GetGroupSnapshotId(), id.Node, "VolumeGroupSnapshotContent"); err != nil {
+			return nil, err
+		}
+	}
 	var errs []error
 	for _, s := range members {
 		errs = append(errs, d.dropClone(ctx, client, s.GetPool(), s.GetVolume(), s.GetName()))

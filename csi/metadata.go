@@ -38,11 +38,8 @@ func (s *snapshotMetadata) GetMetadataAllocated(r *spec.GetMetadataAllocatedRequ
 
 // GetMetadataDelta implements spec.SnapshotMetadataServer.
 func (s *snapshotMetadata) GetMetadataDelta(r *spec.GetMetadataDeltaRequest, stream spec.SnapshotMetadata_GetMetadataDeltaServer) error {
-	switch {
-	case r.GetBaseSnapshotId() == "":
-		return missing("base snapshot id")
-	case r.GetTargetSnapshotId() == "":
-		return missing("target snapshot id")
+	if err := needs("base snapshot id", r.GetBaseSnapshotId(), "target snapshot id", r.GetTargetSnapshotId()); err != nil {
+		return err
 	}
 	base, err := s.driver.snapshot(stream.Context(), r.GetBaseSnapshotId())
 	if err != nil {

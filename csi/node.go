@@ -49,13 +49,11 @@ func (n *node) NodeGetInfo(context.Context, *spec.NodeGetInfoRequest) (*spec.Nod
 // NodeStageVolume implements spec.NodeServer.
 func (n *node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeRequest) (*spec.NodeStageVolumeResponse, error) {
 	d := n.driver
-	switch {
-	case r.GetVolumeId() == "":
-		return nil, missing("volume id")
-	case r.GetStagingTargetPath() == "":
-		return nil, missing("staging target path")
-	case !filepath.IsAbs(r.GetStagingTargetPath()):
-		return nil, invalid("the staging target path %q is not absolute", r.GetStagingTargetPath())
+	if err := needs("volume id", r.GetVolumeId(), "staging target path", r.GetStagingTargetPath()); err != nil {
+		return nil, err
+	}
+	if err := absolute("staging target path", r.GetStagingTargetPath()); err != nil {
+		return nil, err
 	}
 	if err := checkCapability(r.GetVolumeCapability()); err != nil {
 		return nil, err
@@ -120,11 +118,8 @@ func (d *Driver) ownID(volume string) (VolumeID, error) {
 // NodeUnstageVolume implements spec.NodeServer.
 func (n *node) NodeUnstageVolume(ctx context.Context, r *spec.NodeUnstageVolumeRequest) (*spec.NodeUnstageVolumeResponse, error) {
 	d := n.driver
-	switch {
-	case r.GetVolumeId() == "":
-		return nil, missing("volume id")
-	case r.GetStagingTargetPath() == "":
-		return nil, missing("staging target path")
+	if err := needs("volume id", r.GetVolumeId(), "staging target path", r.GetStagingTargetPath()); err != nil {
+		return nil, err
 	}
 	id, err := d.ownID(r.GetVolumeId())
 	if err != nil {
@@ -159,13 +154,11 @@ func (n *node) NodeUnstageVolume(ctx context.Context, r *spec.NodeUnstageVolumeR
 // NodePublishVolume implements spec.NodeServer.
 func (n *node) NodePublishVolume(ctx context.Context, r *spec.NodePublishVolumeRequest) (*spec.NodePublishVolumeResponse, error) {
 	d := n.driver
-	switch {
-	case r.GetVolumeId() == "":
-		return nil, missing("volume id")
-	case r.GetTargetPath() == "":
-		return nil, missing("target path")
-	case !filepath.IsAbs(r.GetTargetPath()):
-		return nil, invalid("the target path %q is not absolute", r.GetTargetPath())
+	if err := needs("volume id", r.GetVolumeId(), "target path", r.GetTargetPath()); err != nil {
+		return nil, err
+	}
+	if err := absolute("target path", r.GetTargetPath()); err != nil {
+		return nil, err
 	}
 	if err := checkCapability(r.GetVolumeCapability()); err != nil {
 		return nil, err
@@ -238,11 +231,8 @@ func (n *node) publish(r *spec.NodePublishVolumeRequest, numbers []device) error
 // NodeUnpublishVolume implements spec.NodeServer. It needs nothing of the daemon.
 func (n *node) NodeUnpublishVolume(_ context.Context, r *spec.NodeUnpublishVolumeRequest) (*spec.NodeUnpublishVolumeResponse, error) {
 	d := n.driver
-	switch {
-	case r.GetVolumeId() == "":
-		return nil, missing("volume id")
-	case r.GetTargetPath() == "":
-		return nil, missing("target path")
+	if err := needs("volume id", r.GetVolumeId(), "target path", r.GetTargetPath()); err != nil {
+		return nil, err
 	}
 	id, err := d.ownID(r.GetVolumeId())
 	if err != nil {
@@ -264,11 +254,8 @@ func (n *node) NodeUnpublishVolume(_ context.Context, r *spec.NodeUnpublishVolum
 
 // NodeGetVolumeStats implements spec.NodeServer.
 func (n *node) NodeGetVolumeStats(ctx context.Context, r *spec.NodeGetVolumeStatsRequest) (*spec.NodeGetVolumeStatsResponse, error) {
-	switch {
-	case r.GetVolumeId() == "":
-		return nil, missing("volume id")
-	case r.GetVolumePath() == "":
-		return nil, missing("volume path")
+	if err := needs("volume id", r.GetVolumeId(), "volume path", r.GetVolumePath()); err != nil {
+		return nil, err
 	}
 	v, err := n.driver.volume(ctx, r.GetVolumeId())
 	if err != nil {
@@ -310,11 +297,8 @@ func (n *node) at(path string) (*mounted, error) {
 // has: its resizer may run on another node.
 func (n *node) NodeExpandVolume(ctx context.Context, r *spec.NodeExpandVolumeRequest) (*spec.NodeExpandVolumeResponse, error) {
 	d := n.driver
-	switch {
-	case r.GetVolumeId() == "":
-		return nil, missing("volume id")
-	case r.GetVolumePath() == "":
-		return nil, missing("volume path")
+	if err := needs("volume id", r.GetVolumeId(), "volume path", r.GetVolumePath()); err != nil {
+		return nil, err
 	}
 	if c := r.GetVolumeCapability(); c != nil {
 		if err := checkCapability(c); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -42,6 +43,24 @@ func invalid(format string, args ...any) error {
 
 // missing is INVALID_ARGUMENT of a field that a request must have.
 func missing(field string) error { return invalid("the request has no %s", field) }
+
+// needs refuses a request without one of its fields: each is a name and a value.
+func needs(fields ...string) error {
+	for f := fields; len(f) > 0; f = f[2:] {
+		if f[1] == "" {
+			return missing(f[0])
+		}
+	}
+	return nil
+}
+
+// absolute refuses a path that depends on where the driver runs.
+func absolute(what, path string) error {
+	if !filepath.IsAbs(path) {
+		return invalid("the %s %q is not absolute", what, path)
+	}
+	return nil
+}
 
 // spaceProblem is problem, with the figures of the pool when it is full.
 func spaceProblem(ctx context.Context, c *control.Client, pool string, err error) error {

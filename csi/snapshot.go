@@ -181,6 +181,9 @@ func (c *controller) DeleteSnapshot(ctx context.Context, r *spec.DeleteSnapshotR
 	defer unlock()
 	s, err := d.snapshot(ctx, r.GetSnapshotId())
 	if status.Code(err) == codes.NotFound {
+		if err := poolThere(ctx, client, id.Pool, "snapshot "+r.GetSnapshotId(), id.Node, "VolumeSnapshotContent"); err != nil {
+			return nil, err
+		}
 		return &spec.DeleteSnapshotResponse{}, nil
 	}
 	if err != nil {

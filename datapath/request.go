@@ -138,6 +138,15 @@ func (r *Request) Complete(s Status) {
 	r.Done(r)
 }
 
+// DataBytes is how many bytes of data move with the request: none but with a read or
+// write.
+func (r *Request) DataBytes() uint64 {
+	if r.Op == OpRead || r.Op == OpWrite {
+		return r.Length
+	}
+	return 0
+}
+
 // Modifies reports whether the operation changes what a device stores.
 func (r *Request) Modifies() bool {
 	return r.Op == OpWrite || r.Op == OpDiscard || r.Op == OpWriteZeroes

@@ -713,7 +713,7 @@ func TestProgramThatIsKilledTakesItsRequestsWithIt(t *testing.T) {
 	for range 10 {
 		p := startProcess(t, hammerVariable+"="+target.File()) // whose requests the kernel gives up
 		time.Sleep(5 * time.Millisecond)
-		p.kill()
+		p.Kill()
 	}
 	delay.Set(datapath.OpRead, filter.Latency{})
 	delay.Set(datapath.OpWrite, filter.Latency{})

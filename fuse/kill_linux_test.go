@@ -58,7 +58,7 @@ func TestKilledServerUnderFileSystem(t *testing.T) {
 			socket, _ := startKeeper(t)
 			arguments := fmt.Sprintf("kill/%d/%s %s %s %s %d", os.Getpid(), tt.name, file, dir, socket, tt.queues)
 			s := startServer(t, "start %s", arguments)
-			path := s.said
+			path := s.Said
 			run(t, tt.make[0], append(tt.make[1:], path)...)
 			run(t, "mount", path, where)
 
@@ -89,13 +89,13 @@ func TestKilledServerUnderFileSystem(t *testing.T) {
 					}
 				}
 				time.Sleep(time.Duration(random.IntN(30)) * time.Millisecond)
-				s.kill()
+				s.Kill()
 				if i%4 == 3 {
 					time.Sleep(200 * time.Millisecond) // a daemon does not come back at once
 				}
 				s = startServer(t, "recover %s", arguments)
-				if s.said != path {
-					t.Fatalf("recovered as %s, was %s", s.said, path)
+				if s.Said != path {
+					t.Fatalf("recovered as %s, was %s", s.Said, path)
 				}
 			}
 			cancel()
@@ -117,7 +117,7 @@ func TestKilledServerUnderFileSystem(t *testing.T) {
 				}
 			}
 			run(t, "umount", where)
-			s.end(t, "stop")
+			s.End(t, "stop")
 			if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 				t.Errorf("left behind: %v, %v", entries, err)
 			}

@@ -40,7 +40,7 @@ func TestKilledRecoveries(t *testing.T) {
 	s := startServer(t, "start %s", arguments)
 	var group sync.WaitGroup
 	var over atomic.Bool
-	path := s.said
+	path := s.Said
 	for i := range 4 {
 		group.Go(func() {
 			for round := uint64(0); !over.Load(); round++ {
@@ -54,30 +54,28 @@ func TestKilledRecoveries(t *testing.T) {
 	for i := range 2 * kills() {
 		time.Sleep(time.Duration(random.IntN(60)) * time.Millisecond)
 		if i%3 == 2 { // while a server lives, a keeper may go
-			k.kill()
+			k.Kill()
 			k = startProcess(t, keeperVariable+"="+socket)
 			waitForEntry(t, socket)
 		}
-		s.kill()
+		s.Kill()
 		for range random.IntN(3) { // these do not get far
-			half := &process{command: exec.Command("/proc/self/exe")}
-			half.command.Env = append(os.Environ(), serveVariable+"=recover "+arguments)
-			if err := half.command.Start(); err != nil {
+			half := testenv.NewChild(serveVariable + "=recover " + arguments)
+			if err := half.Command.Start(); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Duration(random.IntN(40)) * time.Millisecond)
-			half.kill()
+			half.Kill()
 		}
 		s = startServer(t, "recover %s", arguments)
-		if s.said != path {
-			t.Fatalf("recovered as %s, was %s", s.said, path)
+		if s.Said != path {
+			t.Fatalf("recovered as %s, was %s", s.Said, path)
 		}
 	}
 	over.Store(true)
 	group.Wait()
-	s.end(t, "stop")
-	_ = k.input.Close()
-	_ = k.command.Wait() // ended
+	s.End(t, "stop")
+	k.EndAnyhow()
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
@@ -343,9 +341,9 @@ func TestServerThatDiesWithoutAKeeper(t *testing.T) {
 	dir, where := t.TempDir(), t.TempDir()
 	name := strings.ReplaceAll(testName(t), " ", "-")
 	s := startServer(t, "start %s %s %s - 1", name, file, dir)
-	run(t, "mkfs.ext4", "-q", "-F", s.said)
-	run(t, "mount", s.said, where)
-	s.kill()
+	run(t, "mkfs.ext4", "-q", "-F", s.Said)
+	run(t, "mount", s.Said, where)
+	s.Kill()
 	if err := os.WriteFile(where+"/x", make([]byte, 1<<20), 0o600); err == nil {
 		f, err := os.Open(where + "/x")
 		if err == nil {
@@ -377,7 +375,7 @@ func TestServerThatDiesWithoutAKeeper(t *testing.T) {
 	stop(t, target)
 
 	s = startServer(t, "start %s %s %s - 1", name, file, dir)
-	s.kill()
+	s.Kill()
 	if err := fuse.Remove(within(t), name, nil); err != nil {
 		t.Errorf("removal of a dead one: %v", err)
 	}
@@ -398,16 +396,16 @@ func TestDeviceThatWaitsIsRemovedOnRequest(t *testing.T) {
 	name := strings.ReplaceAll(testName(t), " ", "-")
 	arguments := fmt.Sprintf("%s %s %s %s 1", name, file, dir, socket)
 	s := startServer(t, "start %s", arguments)
-	run(t, "mkfs.ext4", "-q", "-F", s.said)
-	run(t, "mount", s.said, where)
-	s.kill()
+	run(t, "mkfs.ext4", "-q", "-F", s.Said)
+	run(t, "mount", s.Said, where)
+	s.Kill()
 	waitState(t, name, k, fuse.StateWaiting)
 	if err := fuse.Remove(within(t), name, k); !errors.Is(err, fuse.ErrInUse) || !strings.Contains(err.Error(), where) {
 		t.Errorf("mounted: %v", err)
 	}
 	s = startServer(t, "recover %s", arguments) // the refusal harmed nothing
 	run(t, "umount", where)
-	s.kill()
+	s.Kill()
 	waitState(t, name, k, fuse.StateWaiting)
 	if err := fuse.Remove(within(t), name, k); err != nil {
 		t.Error(err)
@@ -524,7 +522,7 @@ func TestDeadLoopDeviceWhoseMountIsNotSeen(t *testing.T) {
 	if err := unix.Unmount(info.File, unix.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
-	s.kill()
+	s.Kill()
 	if err := fuse.Remove(within(t), name, nil); err != nil {
 		t.Error(err)
 	}
@@ -613,7 +611,7 @@ func TestCommandOfAKeeperThatIsNotThereIsReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = k.Close() })
-	p.kill()
+	p.Kill()
 	c := complete(t, fuse.Config{Device: memory(t, memdev.Config{Size: 1 << 20}), Loop: fuse.AnyLoop, Keeper: k})
 	if _, err := fuse.Start(within(t), c); !errors.Is(err, keeper.ErrAway) {
 		t.Errorf("start: %v", err)

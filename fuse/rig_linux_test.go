@@ -1,7 +1,6 @@
 package fuse_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -180,69 +179,24 @@ func openLocked(path string) (d *filedev.Device, err error) {
 	}
 }
 
-// process is a server or a keeper in a process of its own.
-type process struct {
-	command *exec.Cmd
-	input   io.WriteCloser
-	said    string
-	errors  bytes.Buffer
-}
-
-func startProcess(t testing.TB, environment string) *process {
+func startProcess(t testing.TB, variable string) *testenv.Child {
 	t.Helper()
-	p := &process{command: exec.Command("/proc/self/exe")}
-	p.command.Env = append(os.Environ(), environment)
-	p.command.Stderr = &p.errors
-	var err error
-	if p.input, err = p.command.StdinPipe(); err != nil {
-		t.Fatal(err)
-	}
-	out, err := p.command.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var b [300]byte
-	n, _ := out.Read(b[:])
-	p.said = strings.TrimSpace(string(b[:n]))
-	if p.said == "" || strings.HasPrefix(p.said, "error") {
-		p.kill()
-		t.Fatalf("%s says %q\n%s", environment, p.said, p.errors.String())
-	}
+	p := testenv.NewChild(variable)
+	p.Start(t)
 	return p
 }
 
-func startServer(t testing.TB, format string, args ...any) *process {
+func startServer(t testing.TB, format string, args ...any) *testenv.Child {
 	t.Helper()
 	return startProcess(t, serveVariable+"="+fmt.Sprintf(format, args...))
 }
 
-func (p *process) kill() {
-	_ = p.command.Process.Kill() // it lives until waited for
-	_ = p.command.Wait()         // "signal: killed"
-}
-
-// end has a server end its device, or with "detach" leave it.
-func (p *process) end(t testing.TB, how string) {
-	t.Helper()
-	_, _ = io.WriteString(p.input, how) // a dead server is seen below
-	_ = p.input.Close()
-	if err := p.command.Wait(); err != nil {
-		t.Errorf("server: %v\n%s", err, p.errors.String())
-	}
-}
-
 // startKeeper runs a keeper in a process of its own until the end of the test.
-func startKeeper(t testing.TB) (socket string, p *process) {
+func startKeeper(t testing.TB) (socket string, p *testenv.Child) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "keeper")
 	p = startProcess(t, keeperVariable+"="+socket)
-	t.Cleanup(func() {
-		_ = p.input.Close()
-		_ = p.command.Wait() // killed by a test, or ended
-	})
+	t.Cleanup(p.EndAnyhow) // killed by a test, or ended
 	return socket, p
 }
 

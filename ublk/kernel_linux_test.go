@@ -77,28 +77,12 @@ func TestDeviceShowsWhatTheStoreSays(t *testing.T) {
 
 func TestRandomIOAgreesWithWhatWasWritten(t *testing.T) {
 	modes(t, func(t *testing.T, plain bool) {
-		const seed = 1
 		d := memory(t, 64<<20)
 		target := start(t, ublk.Config{Device: d, ID: ublk.AnyID, PlainBuffers: plain})
 		if got := target.Features().Has(ublk.FeatureUserCopy); got == plain {
 			t.Errorf("user copy: %t", got)
 		}
-		var group sync.WaitGroup
-		for i := range 8 {
-			group.Go(func() {
-				v := newVerifier(t, openDisk(t, target.Path()), uint64(i)*4<<20, 1024, seed)
-				for range 60 {
-					if err := v.step(); err != nil {
-						t.Error(err)
-						return
-					}
-				}
-				if err := v.all(); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		group.Wait()
+		verified(t, target.Path(), 8, 60, 1)
 		s := target.Stats()
 		if s.Errors != 0 || s.InFlight != 0 || s.Requests[datapath.OpWrite] == 0 {
 			t.Errorf("statistics %+v", s)
@@ -334,19 +318,7 @@ func TestBuffersOfOneReactorAreSharedFairly(t *testing.T) {
 		t.Fatal("arena", err)
 	}
 	t.Cleanup(func() { _ = r.Run(func(r *reactor.Reactor) { r.FreeBuffer(taken) }) }) // it runs
-	var group sync.WaitGroup
-	for i := range 8 {
-		group.Go(func() {
-			v := newVerifier(t, openDisk(t, target.Path()), uint64(i)*4<<20, 1024, 5)
-			for range 15 {
-				if err := v.step(); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-	}
-	group.Wait()
+	verified(t, target.Path(), 8, 15, 5)
 }
 
 func TestResizeReachesTheKernelOrSaysWhyNot(t *testing.T) {
@@ -404,45 +376,22 @@ func TestKilledServerIsRecoveredWithoutAnError(t *testing.T) {
 		}
 		s := startServer(t, fmt.Sprintf("start %s 2 killed %s", path, mode))
 		id := s.id
-		var steps atomic.Int64
-		var stop atomic.Bool
-		var group sync.WaitGroup
-		for i := range 6 {
-			group.Go(func() {
-				v := newVerifier(t, openDisk(t, fmt.Sprintf("/dev/ublkb%d", id)), uint64(i)*4<<20, 1024, 8)
-				for !stop.Load() {
-					if err := v.step(); err != nil {
-						t.Error(err)
-						return
-					}
-					steps.Add(1)
-				}
-				if err := v.all(); err != nil {
-					t.Error(err)
-				}
-				_ = v.disk.file.Close() // nothing is dirty past the page cache
-			})
-		}
+		work := startLoad(t, id, 8)
 		var longest time.Duration
 		for n := range kills() {
-			for before := steps.Load(); steps.Load() < before+40 && !t.Failed(); {
-				time.Sleep(time.Millisecond)
-			}
+			work.goOn()
 			began := time.Now()
-			s.kill()
+			s.Kill()
 			if n == 0 { // nobody serves it, and it can be seen
 				waitState(t, id, ublk.StateQuiesced)
 			}
 			s = startServer(t, fmt.Sprintf("recover %d %s killed", id, path))
 			longest = max(longest, time.Since(began))
 		}
-		for before := steps.Load(); steps.Load() < before+40 && !t.Failed(); {
-			time.Sleep(time.Millisecond)
-		}
-		stop.Store(true)
-		group.Wait()
-		t.Logf("%d kills, %d steps, longest without a server %v", kills(), steps.Load(), longest)
-		s.end(t, "stop")
+		work.goOn()
+		work.end()
+		t.Logf("%d kills, %d steps, longest without a server %v", kills(), work.steps.Load(), longest)
+		s.End(t, "stop")
 	})
 }
 
@@ -478,7 +427,7 @@ func TestDetachedDeviceGoesOnInAnotherProcess(t *testing.T) {
 			t.Error(err)
 		}
 		began := time.Now()
-		s.end(t, "detach")
+		s.End(t, "detach")
 		s = startServer(t, fmt.Sprintf("recover %d %s moved", id, path))
 		t.Logf("handed over in %v", time.Since(began))
 	}
@@ -489,7 +438,7 @@ func TestDetachedDeviceGoesOnInAnotherProcess(t *testing.T) {
 	}
 	command(t, "umount", dir)
 	command(t, "fsck.ext4", "-f", "-n", node)
-	s.end(t, "stop")
+	s.End(t, "stop")
 }
 
 func TestDetachedDeviceIsFreeOnceItsReactorsStop(t *testing.T) {
@@ -555,7 +504,7 @@ func TestRecoveryRefusesWhatIsNotItsOwn(t *testing.T) {
 	if err := ublk.Remove(within(t), s.id); !errors.Is(err, ublk.ErrServed) {
 		t.Errorf("removal of a served device: %v", err)
 	}
-	s.kill()
+	s.Kill()
 	waitState(t, s.id, ublk.StateQuiesced)
 	other := config
 	other.Tag = ublk.TagOf("another")
@@ -658,7 +607,7 @@ func TestKilledServerUnderAFileSystem(t *testing.T) {
 		for before := files.Load(); files.Load() < before+3 && !t.Failed(); {
 			time.Sleep(time.Millisecond)
 		}
-		s.kill()
+		s.Kill()
 		s = startServer(t, fmt.Sprintf("recover %d %s mounted", id, path))
 	}
 	stop.Store(true)
@@ -675,7 +624,7 @@ func TestKilledServerUnderAFileSystem(t *testing.T) {
 	command(t, "umount", dir)
 	command(t, "fsck.ext4", "-f", "-n", node)
 	t.Logf("%d kills, %d files", kills(), files.Load())
-	s.end(t, "stop")
+	s.End(t, "stop")
 }
 
 func writeSynced(path string, data []byte) error {
@@ -761,7 +710,7 @@ func TestUnprivilegedServer(t *testing.T) {
 		}
 	}
 	_ = v.disk.file.Close() // nothing is dirty past the page cache
-	s.end(t, "stop")
+	s.End(t, "stop")
 }
 
 func TestServerWithoutPermissionSaysWhatItNeeds(t *testing.T) {
@@ -771,8 +720,8 @@ func TestServerWithoutPermissionSaysWhatItNeeds(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newServer("start " + path + " 1 nobody copy")
-	s.command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	out, err := s.command.Output()
+	s.Command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := s.Command.Output()
 	if err == nil || !strings.Contains(string(out), "needs root") {
 		t.Errorf("it says %q, %v", out, err)
 	}
@@ -849,18 +798,18 @@ func TestKilledRecoveries(t *testing.T) {
 		_ = v.disk.file.Close() // nothing is dirty past the page cache
 	})
 	random := rand.New(rand.NewPCG(17, 17))
-	s.kill()
+	s.Kill()
 	for range 2 * kills() {
 		half := newServer(fmt.Sprintf("recover %d %s again", id, path))
-		_, err := half.command.StdinPipe() // its end would be an order
-		if err = errors.Join(err, half.command.Start()); err != nil {
+		_, err := half.Command.StdinPipe() // its end would be an order
+		if err = errors.Join(err, half.Command.Start()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Duration(random.IntN(300)) * time.Millisecond)
-		half.kill()
+		half.Kill()
 	}
 	s = startServer(t, fmt.Sprintf("recover %d %s again", id, path))
 	stop.Store(true)
 	group.Wait()
-	s.end(t, "stop")
+	s.End(t, "stop")
 }

@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -102,9 +104,8 @@ func serve(what string) error {
 
 // server is a serving process.
 type server struct {
-	command *exec.Cmd
-	input   io.WriteCloser
-	id      int
+	*testenv.Child
+	id int
 }
 
 func startServer(t *testing.T, what string) *server {
@@ -115,52 +116,20 @@ func startServer(t *testing.T, what string) *server {
 // startServerAs starts a server under a user's id.
 func startServerAs(t *testing.T, what string, user uint32) *server {
 	t.Helper()
-	s := newServer(what)
+	s := &server{Child: newServer(what)}
 	if user != 0 {
-		s.command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+		s.Command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
 	}
+	s.Start(t)
 	var err error
-	if s.input, err = s.command.StdinPipe(); err != nil {
-		t.Fatal(err)
-	}
-	out, err := s.command.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var b [200]byte
-	n, _ := out.Read(b[:])
-	line := strings.TrimSpace(string(b[:n]))
-	if s.id, err = strconv.Atoi(line); err != nil {
-		_ = s.command.Process.Kill() // gone already
-		t.Fatalf("server %q says %q", what, line)
+	if s.id, err = strconv.Atoi(s.Said); err != nil {
+		s.Kill()
+		t.Fatalf("server %q says %q\n%s", what, s.Said, &s.Errors)
 	}
 	return s
 }
 
-func newServer(what string) *server {
-	s := &server{command: exec.Command("/proc/self/exe")}
-	s.command.Env = append(os.Environ(), serveVariable+"="+what)
-	s.command.Stderr = os.Stderr
-	return s
-}
-
-func (s *server) kill() {
-	_ = s.command.Process.Kill() // it lives until waited for
-	_ = s.command.Wait()         // "signal: killed"
-}
-
-// end has the server stop its device, or with "detach" leave it.
-func (s *server) end(t *testing.T, how string) {
-	t.Helper()
-	_, _ = io.WriteString(s.input, how) // a dead server is seen below
-	_ = s.input.Close()
-	if err := s.command.Wait(); err != nil {
-		t.Errorf("server: %v", err)
-	}
-}
+func newServer(what string) *testenv.Child { return testenv.NewChild(serveVariable + "=" + what) }
 
 func reactors(t testing.TB, n int) []*reactor.Reactor {
 	t.Helper()
@@ -337,6 +306,71 @@ func (v *verifier) all() error {
 		}
 	}
 	return nil
+}
+
+// verified has several at work on a device at the same time. Each takes so many steps in
+// 4 MiB of its own, and then reads all of that.
+func verified(t *testing.T, path string, several, steps int, seed uint64) {
+	t.Helper()
+	var group sync.WaitGroup
+	for i := range several {
+		group.Go(func() {
+			v := newVerifier(t, openDisk(t, path), uint64(i)*4<<20, 1024, seed)
+			for range steps {
+				if err := v.step(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			if err := v.all(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+}
+
+// load is six verifiers at work on a device, until the end.
+type load struct {
+	t     *testing.T
+	steps atomic.Int64
+	ended atomic.Bool
+	group sync.WaitGroup
+}
+
+// startLoad begins to work on the first 24 MiB of a device.
+func startLoad(t *testing.T, id int, seed uint64) *load {
+	l := &load{t: t}
+	for i := range 6 {
+		l.group.Go(func() { // ends with end, or an error
+			v := newVerifier(t, openDisk(t, fmt.Sprintf("/dev/ublkb%d", id)), uint64(i)*4<<20, 1024, seed)
+			for !l.ended.Load() {
+				if err := v.step(); err != nil {
+					t.Error(err)
+					return
+				}
+				l.steps.Add(1)
+			}
+			if err := v.all(); err != nil {
+				t.Error(err)
+			}
+			_ = v.disk.file.Close() // nothing is dirty past the page cache
+		})
+	}
+	return l
+}
+
+// goOn waits for forty more steps.
+func (l *load) goOn() {
+	for before := l.steps.Load(); l.steps.Load() < before+40 && !l.t.Failed(); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// end has each of them read all of its range, and waits for that.
+func (l *load) end() {
+	l.ended.Store(true)
+	l.group.Wait()
 }
 
 // command runs a program and wants it to succeed.

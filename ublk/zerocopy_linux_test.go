@@ -300,22 +300,7 @@ func TestRequestThatTheStoreCannotTakeIsCopied(t *testing.T) {
 	p.every.Store(2)
 	counted := filter.NewStats(p, filter.StatsConfig{})
 	target := start(t, ublk.Config{Device: counted, ID: ublk.AnyID})
-	var group sync.WaitGroup
-	for i := range 4 {
-		group.Go(func() {
-			v := newVerifier(t, openDisk(t, target.Path()), uint64(i)*4<<20, 1024, 25)
-			for range 40 {
-				if err := v.step(); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-			if err := v.all(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	group.Wait()
+	verified(t, target.Path(), 4, 40, 25)
 	s, c := target.Stats(), counted.Snapshot()
 	for _, op := range []datapath.Op{datapath.OpRead, datapath.OpWrite} {
 		if o := c.Op(op); o.Count != s.Requests[op] || o.Errors != 0 || o.InFlight != 0 || o.Latency.Count != o.Count {
@@ -395,32 +380,12 @@ func TestKilledServerWhoseBytesWentPastIt(t *testing.T) {
 	blankDisk(t)
 	s := startServer(t, "start "+rawDisk+" 2 past copy")
 	id := s.id
-	var steps atomic.Int64
-	var stop atomic.Bool
-	var group sync.WaitGroup
-	for i := range 6 {
-		group.Go(func() {
-			v := newVerifier(t, openDisk(t, fmt.Sprintf("/dev/ublkb%d", id)), uint64(i)*4<<20, 1024, 27)
-			for !stop.Load() {
-				if err := v.step(); err != nil {
-					t.Error(err)
-					return
-				}
-				steps.Add(1)
-			}
-			if err := v.all(); err != nil {
-				t.Error(err)
-			}
-			_ = v.disk.file.Close() // nothing is dirty past the page cache
-		})
-	}
+	work := startLoad(t, id, 27)
 	var longest time.Duration
 	for n := range 2 * kills() {
-		for before := steps.Load(); steps.Load() < before+40 && !t.Failed(); {
-			time.Sleep(time.Millisecond)
-		}
+		work.goOn()
 		began := time.Now()
-		s.kill()
+		s.Kill()
 		how := ""
 		if n%3 == 1 {
 			how = " copying" // a server that cannot do without
@@ -429,16 +394,13 @@ func TestKilledServerWhoseBytesWentPastIt(t *testing.T) {
 		longest = max(longest, time.Since(began))
 	}
 	for range 2 {
-		for before := steps.Load(); steps.Load() < before+40 && !t.Failed(); {
-			time.Sleep(time.Millisecond)
-		}
-		s.end(t, "detach")
+		work.goOn()
+		s.End(t, "detach")
 		s = startServer(t, fmt.Sprintf("recover %d %s past", id, rawDisk))
 	}
-	stop.Store(true)
-	group.Wait()
-	t.Logf("%d kills, %d steps, longest without a server %v", 2*kills(), steps.Load(), longest)
-	s.end(t, "stop")
+	work.end()
+	t.Logf("%d kills, %d steps, longest without a server %v", 2*kills(), work.steps.Load(), longest)
+	s.End(t, "stop")
 }
 
 func TestRequestsPastTheServerAllocateNothing(t *testing.T) {

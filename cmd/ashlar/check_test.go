@@ -2,33 +2,21 @@ package main
 
 import (
 	"bytes"
-	"compress/gzip"
 	"encoding/json"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 // poolFile unpacks an image of a pool of package pool into a sparse file.
 func poolFile(t *testing.T, image string) string {
 	t.Helper()
-	f, err := os.Open("../../engine/pool/testdata/" + image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = f.Close() }() // read only
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Unpack(t, "../../engine/pool/testdata/"+image)
 	path := filepath.Join(t.TempDir(), "pool.img")
 	out, err := os.Create(path)
 	if err == nil {

@@ -93,6 +93,17 @@ func controlCommand(c *cobra.Command, run func(s *session, args []string) error,
 	return c, s
 }
 
+// asking is the work of a command that begins by asking the daemon.
+func asking(work func(s *session, client *control.Client, args []string) error) func(*session, []string) error {
+	return func(s *session, args []string) error {
+		client, err := s.client()
+		if err != nil {
+			return err
+		}
+		return work(s, client, args)
+	}
+}
+
 // groupCommand is a word before the verbs; alone it shows its help.
 func groupCommand(use, short, long string, verbs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{

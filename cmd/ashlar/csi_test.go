@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 func TestWrongCSICommandLinesEndWithTwo(t *testing.T) {
@@ -42,7 +44,7 @@ func TestWrongCSICommandLinesEndWithTwo(t *testing.T) {
 }
 
 func TestCSIThatCannotListenEndsWithOne(t *testing.T) {
-	file := write(t, filepath.Join(t.TempDir(), "file"), 1)
+	file := testenv.SparseFile(t, filepath.Join(t.TempDir(), "file"), 1)
 	for _, args := range [][]string{
 		{"csi", "--endpoint", "unix://" + file},
 		{"csi", "--endpoint", "unix://" + file + "-2", "--metrics", "192.0.2.1:1"},

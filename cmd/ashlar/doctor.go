@@ -101,7 +101,7 @@ func doctorOptions(path string, asked bool) (doctor.Options, []doctor.Finding, e
 	if _, err := os.Stat(path); err != nil && asked {
 		return doctor.Options{}, nil, fmt.Errorf("--config: %w", err)
 	} else if err == nil {
-		if err := readConfig(serve, path, "config", "help"); err != nil {
+		if err := readConfig(serve, path, notInConfig...); err != nil {
 			problem = append(problem, doctor.Finding{
 				Check: "config", Level: doctor.Failure, Text: strings.TrimPrefix(err.Error(), "--config: "), Remedy: "correct the file; ashlar serve --help lists the options",
 			})

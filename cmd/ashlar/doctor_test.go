@@ -12,6 +12,7 @@ import (
 	"testing/fstest"
 
 	"github.com/ashlar-storage/ashlar/internal/doctor"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 	"github.com/ashlar-storage/ashlar/nbd/attach"
 )
 
@@ -66,8 +67,15 @@ func TestDoctorReadsTheConfiguration(t *testing.T) {
 			t.Errorf("asked for %v: %+v, %+v, %v", asked, o, findings, err)
 		}
 	}
+	refused := filepath.Join(t.TempDir(), "serve.yaml")
+	if err := os.WriteFile(refused, []byte("check: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, findings, err := doctorOptions(refused, true); err != nil || len(findings) != 1 || findings[0].Level != doctor.Failure || !strings.Contains(findings[0].Text, "command line only") {
+		t.Errorf("what serve refuses: %+v, %v", findings, err)
+	}
 	if os.Geteuid() != 0 {
-		locked := write(t, filepath.Join(t.TempDir(), "locked.yaml"), 1)
+		locked := testenv.SparseFile(t, filepath.Join(t.TempDir(), "locked.yaml"), 1)
 		if err := os.Chmod(locked, 0); err != nil {
 			t.Fatal(err)
 		}

@@ -19,17 +19,13 @@ func newEventsCommand() *cobra.Command {
 failed devices, pools that fill up. With --follow it goes on until it is stopped.` + controlHelp,
 		Example: `  ashlar events
   ashlar events --follow --output json | jq -r .message`,
-	}, func(s *session, _ []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, _ []string) error {
 		stream, err := client.Events.Watch(s.ctx, r)
 		if err != nil {
 			return err
 		}
 		return s.writeEvents(r.GetFollow(), stream.Recv)
-	})
+	}))
 	c.Flags().BoolVarP(&r.Follow, "follow", "f", false, "go on with new events until interrupted")
 	addPoolFlag(c, s, &r.Pool, "only those of this pool")
 	return c

@@ -14,7 +14,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,29 +32,9 @@ type process struct {
 	t      testing.TB
 	cmd    *exec.Cmd
 	socket string
-	stderr said
+	stderr testenv.Output // what it has said so far
 	ended  chan struct{}
 	err    error // of the process; valid once ended is closed
-}
-
-// said is what a process has said so far.
-type said struct {
-	mu   sync.Mutex
-	text bytes.Buffer // guarded by mu
-}
-
-// Write implements io.Writer.
-func (s *said) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(b)
-}
-
-// String implements fmt.Stringer.
-func (s *said) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
 }
 
 // start starts a prepared command and kills it at the end of the test, if it
@@ -137,8 +116,8 @@ func (p *process) dial(o nbd.Options) *nbd.Client {
 func TestExportRefusesWhatItCannotServe(t *testing.T) {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
-	file, small := write(t, path("disk.img"), 1<<20), write(t, path("small"), 511)
-	empty := write(t, path("empty"), 0)
+	file, small := testenv.SparseFile(t, path("disk.img"), 1<<20), testenv.SparseFile(t, path("small"), 511)
+	empty := testenv.SparseFile(t, path("empty"), 0)
 	served := export(t, file) // holds the file and a socket
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -159,7 +138,7 @@ func TestExportRefusesWhatItCannotServe(t *testing.T) {
 		{"empty file", on(empty), "empty"},
 		{"file in use", on(file), "disk.img"},
 		{"character device", on("/dev/null"), "/dev/null"},
-		{"a name twice", on("a="+write(t, path("one"), 4096), "a="+write(t, path("two"), 4096)), "taken"},
+		{"a name twice", on("a="+testenv.SparseFile(t, path("one"), 4096), "a="+testenv.SparseFile(t, path("two"), 4096)), "taken"},
 		{"socket in use", mem("--socket", served.socket), "another server"},
 		{"socket is a file", mem("--socket", small), "no socket"},
 		{"socket without a directory", mem("--socket", path("no/where")), "no/where"},
@@ -580,7 +559,7 @@ func TestMetrics(t *testing.T) {
 
 func TestExportsByName(t *testing.T) {
 	dir := t.TempDir()
-	a, b := write(t, filepath.Join(dir, "a.img"), 1<<20), write(t, filepath.Join(dir, "b=c.img"), 2<<20)
+	a, b := testenv.SparseFile(t, filepath.Join(dir, "a.img"), 1<<20), testenv.SparseFile(t, filepath.Join(dir, "b=c.img"), 2<<20)
 	p := export(t, "second="+b, "first="+a)
 	list, err := nbd.List(t.Context(), "unix", p.socket, nbd.Options{})
 	if err != nil || len(list) != 2 || list[0].Name != "first" || list[1].Name != "second" {
@@ -597,7 +576,7 @@ func TestExportsByName(t *testing.T) {
 }
 
 func TestReadOnlyAndUnlisted(t *testing.T) {
-	file := write(t, filepath.Join(t.TempDir(), "a=b.img"), 1<<20) // a path that exists is a path
+	file := testenv.SparseFile(t, filepath.Join(t.TempDir(), "a=b.img"), 1<<20) // a path that exists is a path
 	p := export(t, "--read-only", "--no-list", "--name", "n", file)
 	c := p.dial(nbd.Options{Export: "n", Unchecked: true})
 	if c.Flags()&nbd.FlagReadOnly == 0 {
@@ -626,7 +605,7 @@ func TestFileThatShrinks(t *testing.T) {
 				if err := os.WriteFile(path, data, 0o600); err != nil {
 					t.Fatal(err)
 				}
-				other := write(t, filepath.Join(dir, access+"-other"), 1<<20)
+				other := testenv.SparseFile(t, filepath.Join(dir, access+"-other"), 1<<20)
 				p := export(t, "--access", access, "a="+path, "b="+other)
 				c, beside := p.dial(nbd.Options{Export: "a"}), p.dial(nbd.Options{Export: "b"})
 				got := make([]byte, 4096)
@@ -670,7 +649,7 @@ func TestFullFilesystem(t *testing.T) {
 					t.Error(err)
 				}
 			}()
-			p := export(t, "--access", access, write(t, filepath.Join(dir, "disk.img"), 64<<20))
+			p := export(t, "--access", access, testenv.SparseFile(t, filepath.Join(dir, "disk.img"), 64<<20))
 			c := p.dial(nbd.Options{})
 			data := bytes.Repeat([]byte("content!"), 32<<10) // 256 KiB
 			var kept []uint64

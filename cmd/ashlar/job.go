@@ -24,17 +24,13 @@ func newJobListCommand() *cobra.Command {
 	c, s := controlCommand(&cobra.Command{
 		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List the jobs under way and the last that ended", Args: noArguments,
 		Example: "  ashlar job list --running",
-	}, func(s *session, _ []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, _ []string) error {
 		l, err := client.Jobs.List(s.ctx, r)
 		if err != nil {
 			return err
 		}
 		return list(s, l.GetJobs(), "jobs", jobHead, jobRow)
-	})
+	}))
 	addPoolFlag(c, s, &r.Pool, "only those in this pool")
 	c.Flags().BoolVar(&r.Running, "running", false, "only those under way")
 	return c
@@ -100,11 +96,7 @@ A job that fails, or a scrub that finds damage, gives exit code 1. With --output
 json each state is an object on a line.`,
 		Example: "  ashlar job watch tank/7",
 		Args:    exactly("JOB"),
-	}, func(s *session, args []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, args []string) error {
 		p := newProgress(s.cmd.ErrOrStderr())
 		var writeErr error
 		j, err := client.WaitJob(s.ctx, args[0], func(j *controlpb.Job) {
@@ -125,6 +117,6 @@ json each state is an object on a line.`,
 		}
 		fmt.Fprintf(s.out(), "job %s: %s\n", j.GetId(), jobEnd(j))
 		return jobError(j)
-	}, completeJobs)
+	}), completeJobs)
 	return c
 }

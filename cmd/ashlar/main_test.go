@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 // mainVariable has the test binary be the command itself, so that tests run what
@@ -77,20 +79,8 @@ func exitCode(t testing.TB, err error) int {
 }
 
 // write makes a file of size bytes.
-func write(t testing.TB, path string, size int64) string {
-	t.Helper()
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 func TestWrongCommandLinesEndWithTwo(t *testing.T) {
-	file := write(t, filepath.Join(t.TempDir(), "disk.img"), 1<<20)
+	file := testenv.SparseFile(t, filepath.Join(t.TempDir(), "disk.img"), 1<<20)
 	mem := []string{"export", "--mem", "1MiB"}
 	with := func(more ...string) []string { return append(slices.Clone(mem), more...) }
 	for _, c := range []struct {
@@ -219,7 +209,7 @@ func TestManWritesAPageForEachCommand(t *testing.T) {
 			t.Errorf("%s: %v", page, err)
 		}
 	}
-	if code, _, stderr := ashlar(t, "man", "--dir", write(t, filepath.Join(t.TempDir(), "file"), 1)); code != exitFailure || !strings.Contains(stderr, "file") {
+	if code, _, stderr := ashlar(t, "man", "--dir", testenv.SparseFile(t, filepath.Join(t.TempDir(), "file"), 1)); code != exitFailure || !strings.Contains(stderr, "file") {
 		t.Errorf("into a file: exit code %d\n%s", code, stderr)
 	}
 }

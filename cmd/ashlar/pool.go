@@ -74,11 +74,7 @@ func newPoolListCommand() *cobra.Command {
 	c, _ := controlCommand(&cobra.Command{
 		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List the pools", Args: noArguments,
 		Example: "  ashlar pool list",
-	}, func(s *session, _ []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, _ []string) error {
 		l, err := client.Pools.List(s.ctx, new(controlpb.ListPoolsRequest))
 		if err != nil {
 			return err
@@ -91,7 +87,7 @@ func newPoolListCommand() *cobra.Command {
 				return []string{p.GetName(), word(p.GetState()), humane(p.GetTotalBytes()), humane(p.GetAllocatedBytes()), humane(p.GetAvailableBytes()),
 					full(p), humane(p.GetProvisionedBytes()), count(p.GetVolumeCount()), count(p.GetSnapshotCount())}
 			})
-	})
+	}))
 	return c
 }
 
@@ -107,11 +103,7 @@ func newPoolStatusCommand() *cobra.Command {
 run in it. With --output json a pool has its running jobs as "jobs".`,
 		Example: "  ashlar pool status tank",
 		Args:    func(_ *cobra.Command, args []string) error { return atMostOne(args) },
-	}, func(s *session, args []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, args []string) error {
 		var pools []*controlpb.Pool
 		if len(args) == 1 {
 			p, err := client.Pools.Get(s.ctx, &controlpb.GetPoolRequest{Name: args[0]})
@@ -156,7 +148,7 @@ run in it. With --output json a pool has its running jobs as "jobs".`,
 			}
 		}
 		return nil
-	}, completePools)
+	}), completePools)
 	return c
 }
 
@@ -234,17 +226,13 @@ it first makes each file of the pool that large.`,
 		Example: `  ashlar pool grow tank
   ashlar pool grow test --size 20GiB`,
 		Args: exactly("NAME"),
-	}, func(s *session, args []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, args []string) error {
 		p, err := client.Pools.Grow(s.ctx, &controlpb.GrowPoolRequest{Name: args[0], FileSizeBytes: uint64(size)})
 		if err != nil {
 			return err
 		}
 		return s.sayPool(p)
-	}, completePools)
+	}), completePools)
 	c.Flags().Var(&size, "size", "first make each file of the pool this large")
 	return c
 }
@@ -394,17 +382,13 @@ func newPoolCloseCommand() *cobra.Command {
 moved or checked. The daemon forgets the pool; import brings it back.`,
 		Example: "  ashlar pool close tank",
 		Args:    exactly("NAME"),
-	}, func(s *session, args []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, args []string) error {
 		done, err := client.Pools.Close(s.ctx, &controlpb.ClosePoolRequest{Name: args[0], Disconnect: disconnect})
 		if err != nil {
 			return err
 		}
 		return s.say(done, "pool %s is closed; its devices keep it", args[0])
-	}, completePools)
+	}), completePools)
 	c.Flags().BoolVar(&disconnect, "disconnect", false, "also when clients have its volumes open")
 	return c
 }
@@ -420,11 +404,7 @@ ends with exit code 1 if damage was found. Events name each damaged block.`,
 		Example: `  ashlar pool scrub tank --rate 200MiB/s --wait
   ashlar pool scrub tank --stop`,
 		Args: exactly("NAME"),
-	}, func(s *session, args []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, args []string) error {
 		if stop {
 			j, err := client.Pools.StopScrub(s.ctx, &controlpb.StopScrubRequest{Name: args[0]})
 			if err != nil {
@@ -437,7 +417,7 @@ ends with exit code 1 if damage was found. Events name each damaged block.`,
 			return err
 		}
 		return s.finish(j, wait, "scrub of pool "+args[0])
-	}, completePools)
+	}), completePools)
 	c.Flags().Var(&rate, "rate", "bytes to read a second, such as 100MiB/s (default the daemon's)")
 	c.Flags().BoolVar(&stop, "stop", false, "stop the scrub that runs; its place is kept")
 	addWaitFlag(c, &wait)

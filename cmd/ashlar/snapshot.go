@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ashlar-storage/ashlar/control"
 	"github.com/ashlar-storage/ashlar/control/controlpb"
 )
 
@@ -96,11 +97,7 @@ func newSnapshotListCommand() *cobra.Command {
 		Use: "list [flags] [VOLUME]", Aliases: []string{"ls"}, Short: "List snapshots, oldest first",
 		Example: "  ashlar snapshot list vm1",
 		Args:    func(_ *cobra.Command, args []string) error { return atMostOne(args) },
-	}, func(s *session, args []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, args []string) error {
 		request := &controlpb.ListSnapshotsRequest{Pool: pool}
 		if len(args) == 1 {
 			request.Volume = args[0]
@@ -110,7 +107,7 @@ func newSnapshotListCommand() *cobra.Command {
 			return err
 		}
 		return list(s, l.GetSnapshots(), "snapshots", snapshotHead, snapshotRow)
-	}, completeVolumes)
+	}), completeVolumes)
 	addPoolFlag(c, s, &pool, "only those in this pool")
 	return c
 }

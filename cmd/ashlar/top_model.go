@@ -43,15 +43,15 @@ type topModel struct {
 	at      time.Time                // of the last answer, or want of one
 	history map[string][]float64     // p99 of each volume, oldest first, in seconds; 0: no requests
 
-	pane    int
-	panes   [paneCount]paneState
-	filter  string
-	typing  bool   // the filter is being typed
-	detail  string // key of the volume that is shown; "": none
-	scroll  int    // of the detail
-	help    bool
-	paused  bool
-	quiting bool
+	pane     int
+	panes    [paneCount]paneState
+	filter   string
+	typing   bool   // the filter is being typed
+	detail   string // key of the volume that is shown; "": none
+	scroll   int    // of the detail
+	help     bool
+	paused   bool
+	quitting bool
 }
 
 // paneState is what the user has chosen in a pane.
@@ -146,7 +146,7 @@ func volumeKey(v *report.Volume) string { return v.Pool + "/" + v.Name }
 func (m *topModel) key(msg tea.KeyMsg) tea.Cmd {
 	key := msg.String()
 	if key == "ctrl+c" {
-		m.quiting = true
+		m.quitting = true
 		return tea.Quit
 	}
 	if m.typing {
@@ -155,7 +155,7 @@ func (m *topModel) key(msg tea.KeyMsg) tea.Cmd {
 	}
 	switch {
 	case key == "q":
-		m.quiting = true
+		m.quitting = true
 		return tea.Quit
 	case key == "?" || key == "h":
 		m.help = !m.help

@@ -315,7 +315,7 @@ func TestTopQuits(t *testing.T) {
 		}
 	}
 	s := newScreen(t, 80, 24).press("/", "q")
-	if s.m.quiting || s.m.filter != "q" {
+	if s.m.quitting || s.m.filter != "q" {
 		t.Error("a letter of the filter quits")
 	}
 }

@@ -32,7 +32,7 @@ func newTopStyle(r *lipgloss.Renderer) topStyle {
 
 // View implements tea.Model: as many lines as the terminal has, each as wide as it is.
 func (m *topModel) View() string {
-	if m.quiting {
+	if m.quitting {
 		return ""
 	}
 	lines := []string{m.header()}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ashlar-storage/ashlar/control"
 	"github.com/ashlar-storage/ashlar/control/controlpb"
 	"github.com/ashlar-storage/ashlar/internal/units"
 )
@@ -125,17 +126,13 @@ func newVolumeShowCommand() *cobra.Command {
 		Use: "show [flags] NAME", Short: "Show a volume and where clients reach it",
 		Example: "  ashlar volume show vm1",
 		Args:    exactly("NAME"),
-	}, func(s *session, args []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, args []string) error {
 		v, err := client.Volumes.Get(s.ctx, &controlpb.GetVolumeRequest{Pool: pool, Name: args[0]})
 		if err != nil {
 			return err
 		}
 		return s.one(v, func(out io.Writer) error { return writeVolume(out, v) })
-	}, completeVolumes)
+	}), completeVolumes)
 	addPoolFlag(c, s, &pool, poolOfVolume)
 	return c
 }
@@ -290,17 +287,13 @@ what only the volume itself has; shared, what snapshots or clones need too;
 reclaimable, what comes back when the volume and its snapshots are deleted.`,
 		Example: "  ashlar volume map vm1",
 		Args:    exactly("NAME"),
-	}, func(s *session, args []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, args []string) error {
 		m, err := client.Volumes.Map(s.ctx, &controlpb.MapVolumeRequest{Pool: pool, Name: args[0]})
 		if err != nil {
 			return err
 		}
 		return s.one(m, func(out io.Writer) error { return writeMap(out, m) })
-	}, completeVolumes)
+	}), completeVolumes)
 	addPoolFlag(c, s, &pool, poolOfVolume)
 	return c
 }
@@ -332,17 +325,13 @@ With --output json: {"volume", "since", "until", "size_bytes", "items": [{"offse
 "length_bytes", "zero"}]}.`,
 		Example: "  ashlar volume changes vm1 --since monday --until tuesday",
 		Args:    exactly("NAME"),
-	}, func(s *session, args []string) error {
-		client, err := s.client()
-		if err != nil {
-			return err
-		}
+	}, asking(func(s *session, client *control.Client, args []string) error {
 		stream, err := client.Volumes.Changes(s.ctx, &controlpb.ChangesRequest{Pool: pool, Volume: args[0], Since: since, Until: until})
 		if err != nil {
 			return err
 		}
 		return s.writeChanges(args[0], since, until, stream.Recv)
-	}, completeVolumes)
+	}), completeVolumes)
 	addPoolFlag(c, s, &pool, poolOfVolume)
 	c.Flags().StringVar(&since, "since", "", "the snapshot to compare with (default an empty volume)")
 	c.Flags().StringVar(&until, "until", "", "a later snapshot (default the volume now)")

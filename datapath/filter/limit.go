@@ -86,7 +86,7 @@ func (d *Limit) OpenQueue(r *reactor.Reactor, depth int) (datapath.Queue, error)
 	if err != nil {
 		return nil, err
 	}
-	q := &limitQueue{dev: d, below: below, reactor: r, waiting: make([]*datapath.Request, depth)}
+	q := &limitQueue{dev: d, below: below, reactor: r, line: rate.NewLine[*datapath.Request](depth)}
 	q.timer.Func = q.release
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -100,63 +100,38 @@ type limitQueue struct {
 	reactor *reactor.Reactor // immutable
 
 	// Owned by the reactor.
-	waiting []*datapath.Request // a ring of depth places
-	first   int                 // index of the oldest
-	count   int
-	turn    int64       // when the oldest may run, on the device's clock
-	charged *rate.Turns // who was charged for turn
-	timer   reactor.Timer
-	closed  bool
-}
-
-func bytesOf(r *datapath.Request) uint64 {
-	if r.Op == datapath.OpRead || r.Op == datapath.OpWrite {
-		return r.Length
-	}
-	return 0
+	line   rate.Line[*datapath.Request]
+	timer  reactor.Timer
+	closed bool
 }
 
 // Submit implements [datapath.Queue].
 func (q *limitQueue) Submit(r *datapath.Request) {
-	s := q.dev.rate.Load()
-	if r.Op == datapath.OpFlush || s == nil && q.count == 0 {
+	turns := q.dev.rate.Load()
+	if r.Op == datapath.OpFlush || turns == nil && q.line.Empty() {
 		q.below.Submit(r)
 		return
 	}
-	if q.count == 0 {
-		now := q.dev.now()
-		turn := s.Next(now, bytesOf(r))
-		if turn <= now {
-			q.below.Submit(r)
-			return
-		}
-		q.turn, q.charged = turn, s
-		q.reactor.Arm(&q.timer, time.Duration(turn-now))
+	wait, waits := q.line.Enter(turns, q.dev.now(), r, r.DataBytes())
+	if !waits {
+		q.below.Submit(r)
+		return
+	}
+	if wait > 0 {
+		q.reactor.Arm(&q.timer, wait)
 	}
 	q.dev.waited.Add(1)
-	q.waiting[(q.first+q.count)%len(q.waiting)] = r
-	q.count++
 }
 
 // release passes on every request whose turn has come. Requests completed by the
 // device below cannot submit from in here, since none completes inside Submit.
 func (q *limitQueue) release() {
-	for q.count > 0 {
-		r := q.waiting[q.first]
-		if s := q.dev.rate.Load(); s != nil {
-			now := q.dev.now()
-			if q.charged != s {
-				q.turn, q.charged = s.Next(now, bytesOf(r)), s
-			}
-			if q.turn > now {
-				q.reactor.Arm(&q.timer, time.Duration(q.turn-now))
-				return
-			}
+	for !q.line.Empty() {
+		r, wait := q.line.Leave(q.dev.rate.Load(), q.dev.now())
+		if wait > 0 {
+			q.reactor.Arm(&q.timer, wait)
+			return
 		}
-		q.charged = nil
-		q.waiting[q.first] = nil
-		q.first = (q.first + 1) % len(q.waiting)
-		q.count--
 		q.below.Submit(r)
 	}
 	q.reactor.Disarm(&q.timer)

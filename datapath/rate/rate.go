@@ -1,9 +1,9 @@
 // Package rate says when something may go on that is held to a rate.
 //
 // A Turns is drawn from by any number of threads without a lock. It keeps no queue
-// and no clock: who has a turn in the future waits by its own means, and asks for the
-// turn of the first that waits only, so that those who draw take turns, however much
-// each has waiting.
+// and no clock: who has a turn in the future waits in a [Line] of its own thread, which
+// asks for the turn of the first that waits only, so that those who draw take turns,
+// however much each has waiting.
 package rate
 
 import (

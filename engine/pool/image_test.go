@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"flag"
-	"io"
 	"maps"
 	"os"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"github.com/ashlar-storage/ashlar/datapath"
 	"github.com/ashlar-storage/ashlar/datapath/devtest"
 	"github.com/ashlar-storage/ashlar/engine/disk/memdisk"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 var rewrite = flag.Bool("rewrite", false, "renew what lies in testdata, but for images of old formats that exist")
@@ -235,19 +235,7 @@ func saveImage(t *testing.T, path string, d *memdisk.Disk) {
 // loadImage makes a disk of an image in testdata.
 func loadImage(t testing.TB, path string) *memdisk.Disk {
 	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = f.Close() }() // read only
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Unpack(t, path)
 	d := memory(uint64(len(b)))
 	for at := 0; at < len(b); at += pageSize {
 		if page := b[at : at+pageSize]; !bytes.Equal(page, make([]byte, pageSize)) {

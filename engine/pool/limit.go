@@ -125,13 +125,8 @@ func (v *volume) setRate(l Limits) {
 // take turns. A change that waits has its place in the order of changes already: no
 // later one overtakes it through a queue that waits less. Owned by the reactor.
 type throttle struct {
-	waiting []*slot // a ring of as many places as the queue has requests
-	first   int     // index of the oldest
-	count   int
-	turn    int64       // when the oldest may go on, by the pool's clock
-	charged *rate.Turns // who was charged for turn
-	timer   reactor.Timer
-	closed  bool
+	line  rate.Line[*slot]
+	timer reactor.Timer
 }
 
 func (p *Pool) clock() int64 { return int64(time.Since(p.start)) }
@@ -140,55 +135,34 @@ func (p *Pool) clock() int64 { return int64(time.Since(p.start)) }
 // is a flush, does not.
 func (q *queue) throttled(s *slot) bool {
 	t, turns := &q.throttle, q.v.rate.Load()
-	if s.r.Op == datapath.OpFlush || turns == nil && t.count == 0 || s.r.Modifies() && (q.v.readOnly || q.p.writable() != nil) {
+	if s.r.Op == datapath.OpFlush || turns == nil && t.line.Empty() || s.r.Modifies() && (q.v.readOnly || q.p.writable() != nil) {
 		return false
 	}
-	if t.count == 0 {
-		now := q.p.clock()
-		turn := turns.Next(now, bytesOf(s.r))
-		if turn <= now {
-			return false
-		}
-		t.turn, t.charged = turn, turns
-		q.r.Arm(&t.timer, time.Duration(turn-now))
+	wait, waits := t.line.Enter(turns, q.p.clock(), s, s.r.DataBytes())
+	if !waits {
+		return false
 	}
-	t.waiting[(t.first+t.count)%len(t.waiting)] = s
-	t.count++
+	if wait > 0 {
+		q.r.Arm(&t.timer, wait)
+	}
 	if s.r.Modifies() {
 		q.v.order.enter(s, true, true)
 	}
 	return true
 }
 
-func bytesOf(r *datapath.Request) uint64 {
-	if r.Op == datapath.OpRead || r.Op == datapath.OpWrite {
-		return r.Length
-	}
-	return 0
-}
-
-// release goes on with every request whose turn has come.
+// releaseThrottled goes on with every request whose turn has come.
 func (q *queue) releaseThrottled() {
 	t := &q.throttle
-	if t.closed || t.count == 0 {
+	if q.closed || t.line.Empty() {
 		return
 	}
-	for t.count > 0 {
-		s := t.waiting[t.first]
-		if turns := q.v.rate.Load(); turns != nil {
-			now := q.p.clock()
-			if t.charged != turns {
-				t.turn, t.charged = turns.Next(now, bytesOf(s.r)), turns
-			}
-			if t.turn > now {
-				q.r.Arm(&t.timer, time.Duration(t.turn-now))
-				return
-			}
+	for !t.line.Empty() {
+		s, wait := t.line.Leave(q.v.rate.Load(), q.p.clock())
+		if wait > 0 {
+			q.r.Arm(&t.timer, wait)
+			return
 		}
-		t.charged = nil
-		t.waiting[t.first] = nil
-		t.first = (t.first + 1) % len(t.waiting)
-		t.count--
 		s.r.Mark(datapath.StageMetadata, q.r)
 		switch {
 		case !s.r.Modifies():

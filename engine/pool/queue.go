@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ashlar-storage/ashlar/datapath"
+	"github.com/ashlar-storage/ashlar/datapath/rate"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 )
 
@@ -146,7 +147,7 @@ func (v *volume) openQueue(r *reactor.Reactor, depth int) (*queue, error) {
 		held: make([]*slot, 0, depth), continuing: make([]*slot, 0, depth), continued: make([]*slot, 0, depth)}
 	q.goOn.Func, q.wakeLater.Func = q.takeTurns, q.wakeOthers
 	q.nextTurn.q = q
-	q.throttle.waiting, q.throttle.timer.Func = make([]*slot, depth), q.releaseThrottled
+	q.throttle.line, q.throttle.timer.Func = rate.NewLine[*slot](depth), q.releaseThrottled
 	q.completions.Init(r, depth)
 	var err error
 	if q.memory, err = unix.Mmap(-1, 0, bounceMemory+loaderMemory+clusterSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE); err != nil {
@@ -221,7 +222,6 @@ func (q *queue) closeDisks() error {
 func (q *queue) Close() error {
 	q.p.removeQueue(q)
 	q.v.removeQueue(q)
-	q.throttle.closed = true
 	q.closed = true
 	q.r.Disarm(&q.throttle.timer)
 	return q.release()
@@ -245,7 +245,7 @@ func (q *queue) Submit(r *datapath.Request) {
 	s.zero = true
 	s.atDisk = 0
 	q.submitting = true
-	if (q.v.rate.Load() != nil || q.throttle.count > 0) && q.throttled(s) {
+	if (q.v.rate.Load() != nil || !q.throttle.line.Empty()) && q.throttled(s) {
 		q.submitting = false
 		return
 	}

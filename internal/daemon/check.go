@@ -39,8 +39,11 @@ func CheckPool(c PoolCheck) (report *PoolReport, err error) {
 	}()
 	for _, path := range c.Paths {
 		d, err := filedev.Open(path, filedev.Options{ReadOnly: !c.Repair, Access: filedev.AccessAuto})
-		if err != nil {
+		if errors.Is(err, filedev.ErrLocked) {
 			return nil, fmt.Errorf("%w (a pool is checked while it is closed: ashlar pool close)", err)
+		}
+		if err != nil {
+			return nil, err
 		}
 		disks = append(disks, pool.Disk{Path: path, Device: d})
 	}

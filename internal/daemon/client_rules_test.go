@@ -1,17 +1,15 @@
 package daemon
 
 import (
-	"bytes"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/ashlar-storage/ashlar/control/controlpb"
 	"github.com/ashlar-storage/ashlar/engine/enginetest"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 // TestExportRefusesARuleForNoExport: a mistyped name would leave the export that was
@@ -37,7 +35,7 @@ func TestExportRefusesARuleForNoExport(t *testing.T) {
 func TestExportRefusesOneFileTwice(t *testing.T) {
 	checkLeaks(t)
 	dir := t.TempDir()
-	file, other := makeFile(t, filepath.Join(dir, "f.img"), mib), makeFile(t, filepath.Join(dir, "g.img"), mib)
+	file, other := testenv.SparseFile(t, filepath.Join(dir, "f.img"), mib), testenv.SparseFile(t, filepath.Join(dir, "g.img"), mib)
 	link := filepath.Join(dir, "link")
 	if err := os.Symlink(file, link); err != nil {
 		t.Fatal(err)
@@ -64,26 +62,6 @@ func TestExportRefusesOneFileTwice(t *testing.T) {
 	}
 }
 
-// logText keeps what is logged.
-type logText struct {
-	mu   sync.Mutex
-	text bytes.Buffer // guarded by mu
-}
-
-func (l *logText) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-// take returns what was logged since the last call.
-func (l *logText) take() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	b, _ := io.ReadAll(&l.text) // of memory
-	return string(b)
-}
-
 // TestServeTellsOfRulesForNoVolume at its start; the volumes and snapshots there are
 // can be called in each of their ways.
 func TestServeTellsOfRulesForNoVolume(t *testing.T) {
@@ -93,7 +71,7 @@ func TestServeTellsOfRulesForNoVolume(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	var log logText
+	var log testenv.Output
 	rules := []string{"v", "default/v", "v@s", "default/v@s"}
 	n := newNode(t, fake, func(c *ServeConfig) {
 		c.Log = slog.New(slog.NewTextHandler(&log, nil))
@@ -105,7 +83,7 @@ func TestServeTellsOfRulesForNoVolume(t *testing.T) {
 	warned := func(rule string, text string) bool {
 		return strings.Contains(text, "level=WARN") && strings.Contains(text, "--tls-allow "+rule+"=host-a")
 	}
-	text := log.take()
+	text := log.Take()
 	for _, rule := range append(rules, "typo") {
 		if !warned(rule, text) {
 			t.Errorf("nothing of %s while there are no volumes:\n%s", rule, text)
@@ -116,9 +94,9 @@ func TestServeTellsOfRulesForNoVolume(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.stop()
-	log.take()
+	log.Take()
 	n.start()
-	text = log.take()
+	text = log.Take()
 	if !warned("typo", text) || strings.Count(text, "--tls-allow") != 1 {
 		t.Errorf("of one rule for nothing:\n%s", text)
 	}

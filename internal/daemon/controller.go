@@ -25,17 +25,16 @@ import (
 
 // controller serves the control API: it translates, the engine does.
 type controller struct {
-	config     *ServeConfig
-	engine     *engine.Engine
-	volumes    *volumes
-	server     *nbd.Server
-	devices    *devices
-	reactors   []*reactor.Reactor
-	observer   diskObserver // nil: the kernel is not observed
-	unobserved string       // why; "": nobody asked for it
-	uris       func(export string) []string
-	started    time.Time
-	stopping   <-chan struct{} // closed when the daemon ends: streams end
+	config   *ServeConfig
+	engine   *engine.Engine
+	volumes  *volumes
+	server   *nbd.Server
+	devices  *devices
+	reactors []*reactor.Reactor
+	observer diskObserver // nil: nobody wants the kernel observed
+	uris     func(export string) []string
+	started  time.Time
+	stopping <-chan struct{} // closed when the daemon ends: streams end
 }
 
 func (c *controller) register(s *grpc.Server) {
@@ -225,6 +224,16 @@ func (c *controller) unattached(poolName string) error {
 	return told
 }
 
+// inUse is err, which may say that a volume is in use, or snapshots of it, with the
+// remedy where some of these are attached.
+func (c *controller) inUse(err error, poolName, volume string, some func(*exported) bool) error {
+	i, lookErr := c.engine.Volume(ref(poolName, volume))
+	if lookErr != nil {
+		return err
+	}
+	return detachFirst(err, c.devices.ofExports(func(x *exported) bool { return x.pool == i.Pool && x.volume == i.Name && some(x) }))
+}
+
 // drainPatience is how long the clients of a pool have for what they have in flight
 // when it is closed; nbd.ServerConfig.DrainTimeout is the same at the end of all.
 const drainPatience = 10 * time.Second
@@ -299,7 +308,8 @@ func (s *poolsService) StopScrub(_ context.Context, r *controlpb.StopScrubReques
 
 func (s *poolsService) Destroy(_ context.Context, r *controlpb.DestroyPoolRequest) (*controlpb.DestroyPoolResponse, error) {
 	if err := s.engine.DestroyPool(r.GetName(), r.GetVolumes()); err != nil {
-		return nil, remedied(problem("pool", r.GetName(), err), control.ErrInUse, "disconnect their clients first")
+		err = remedied(problem("pool", r.GetName(), err), control.ErrInUse, "disconnect their clients first")
+		return nil, detachFirst(err, s.devices.ofPool(r.GetName()))
 	}
 	return &controlpb.DestroyPoolResponse{}, nil
 }
@@ -420,7 +430,7 @@ func (s *volumesService) Resize(ctx context.Context, r *controlpb.ResizeVolumeRe
 func (s *volumesService) Delete(_ context.Context, r *controlpb.DeleteVolumeRequest) (*controlpb.Job, error) {
 	j, err := s.engine.DeleteVolume(ref(r.GetPool(), r.GetName()), r.GetSnapshots())
 	if err != nil {
-		return nil, problem("volume", r.GetName(), err)
+		return nil, s.inUse(problem("volume", r.GetName(), err), r.GetPool(), r.GetName(), func(*exported) bool { return true })
 	}
 	return jobMessage(j), nil
 }
@@ -600,7 +610,8 @@ func (s *snapshotsService) List(_ context.Context, r *controlpb.ListSnapshotsReq
 func (s *snapshotsService) Revert(_ context.Context, r *controlpb.RevertSnapshotRequest) (*controlpb.Volume, error) {
 	name := ref(r.GetPool(), r.GetVolume())
 	if err := s.engine.Revert(name, r.GetName()); err != nil {
-		return nil, problem("snapshot", r.GetVolume()+"@"+r.GetName(), err)
+		err = problem("snapshot", r.GetVolume()+"@"+r.GetName(), err)
+		return nil, s.inUse(err, r.GetPool(), r.GetVolume(), func(x *exported) bool { return x.snapshot == "" })
 	}
 	i, err := s.engine.Volume(name)
 	if err != nil {
@@ -612,7 +623,8 @@ func (s *snapshotsService) Revert(_ context.Context, r *controlpb.RevertSnapshot
 func (s *snapshotsService) Delete(_ context.Context, r *controlpb.DeleteSnapshotRequest) (*controlpb.Job, error) {
 	j, err := s.engine.DeleteSnapshot(ref(r.GetPool(), r.GetVolume()), r.GetName())
 	if err != nil {
-		return nil, problem("snapshot", r.GetVolume()+"@"+r.GetName(), err)
+		err = problem("snapshot", r.GetVolume()+"@"+r.GetName(), err)
+		return nil, s.inUse(err, r.GetPool(), r.GetVolume(), func(x *exported) bool { return x.snapshot == r.GetName() })
 	}
 	return jobMessage(j), nil
 }
@@ -763,7 +775,8 @@ func (s *nodeService) Health(context.Context, *controlpb.HealthRequest) (*contro
 	return &controlpb.HealthResponse{State: state, Reasons: reasons}, nil
 }
 
-// health says whether every pool of the node serves.
+// health says whether every pool and device of the node serves. It has failed when
+// there are pools and none does.
 func (c *controller) health() (controlpb.HealthState, []string) {
 	select {
 	case <-c.stopping:
@@ -793,7 +806,7 @@ func (c *controller) health() (controlpb.HealthState, []string) {
 	switch {
 	case len(reasons) == 0:
 		return controlpb.HealthState_HEALTH_STATE_OK, nil
-	case serving == 0:
+	case serving == 0 && len(list) > 0:
 		return controlpb.HealthState_HEALTH_STATE_FAILED, reasons
 	}
 	return controlpb.HealthState_HEALTH_STATE_DEGRADED, reasons

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"errors"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -16,23 +15,8 @@ import (
 // TestRequestsFailAfterTheDeadTimeout: of an export of a server that does not come back.
 func TestRequestsFailAfterTheDeadTimeout(t *testing.T) {
 	checkLeaks(t)
-	dir := t.TempDir()
-	serve := func(name string, dead time.Duration, source Source) (*Exporter, string) {
-		t.Helper()
-		e, err := StartExport(ExportConfig{Sources: []Source{source}, DeadTimeout: dead, Log: quiet()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		path := filepath.Join(dir, name)
-		l, err := ListenUnix(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		go func() { _ = e.Server.Serve(l) }() // ends with Stop
-		return e, path
-	}
-	below, lower := serve("below", 0, Source{Memory: mib})
-	above, upper := serve("above", time.Second, Source{URI: "nbd+unix:///?socket=" + lower})
+	below, lower := startExport(t, Source{Memory: mib}, 0)
+	above, upper := startExport(t, Source{URI: "nbd+unix:///?socket=" + lower}, time.Second)
 	client, err := nbd.Dial(t.Context(), "unix", upper, nbd.Options{})
 	if err != nil {
 		t.Fatal(err)

@@ -1,29 +1,17 @@
 package daemon
 
 import (
-	"errors"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 // makeFile makes a file of size bytes and returns its path.
-func makeFile(t testing.TB, path string, size int64) string {
-	t.Helper()
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 func TestParseSource(t *testing.T) {
 	dir := t.TempDir()
-	odd := makeFile(t, filepath.Join(dir, "a=b"), 4096)
+	odd := testenv.SparseFile(t, filepath.Join(dir, "a=b"), 4096)
 	for argument, want := range map[string]Source{
 		"disk.img":                     {Path: "disk.img"},
 		"name=disk.img":                {Name: "name", Path: "disk.img"},

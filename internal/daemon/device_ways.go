@@ -489,30 +489,59 @@ func (w *nbdWay) close() error {
 	return w.driver.Close()
 }
 
+// nbdDriver is what an attached device needs of [attach.Driver].
+type nbdDriver interface {
+	Keep(context.Context, attach.Index, attach.Config) error
+	Status(attach.Index) (attach.Device, error)
+	Reconfigure(context.Context, attach.Index, attach.Config) (attach.Device, error)
+	Disconnect(context.Context, attach.Index, attach.DisconnectOptions) error
+}
+
 type nbdAttachment struct {
 	way    *nbdWay
-	driver *attach.Driver
+	driver nbdDriver
 	config attach.Config
 	index  attach.Index
 	node   string
 	source *deviceSource
 
+	mu     sync.Mutex         // guards what follows: a device is looked at while it is detached
 	cancel context.CancelFunc // of keep
 	kept   chan struct{}      // closed when keep has ended
-	failed error              // of keep; read after kept
+	failed error              // with which it ended by itself; nil: it did not
 }
 
-// keep gives the device fresh connections when some die, until cancel.
+// keep gives the device fresh connections when some die, until unkeep.
 func (a *nbdAttachment) keep() {
 	ctx, cancel := context.WithCancel(context.Background())
 	kept := make(chan struct{})
-	a.cancel, a.kept = cancel, kept
+	a.mu.Lock()
+	a.cancel, a.kept, a.failed = cancel, kept, nil
+	a.mu.Unlock()
 	go func() { // ends with cancel, or the device
 		defer close(kept)
 		if err := a.driver.Keep(ctx, a.index, a.config); err != nil && ctx.Err() == nil {
+			a.mu.Lock()
 			a.failed = err
+			a.mu.Unlock()
 		}
 	}()
+}
+
+// unkeep ends keep, and returns what it had ended with before.
+func (a *nbdAttachment) unkeep() error {
+	a.mu.Lock()
+	cancel, kept := a.cancel, a.kept
+	a.mu.Unlock()
+	cancel()
+	<-kept
+	return a.failure()
+}
+
+func (a *nbdAttachment) failure() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.failed
 }
 
 func (a *nbdAttachment) path() string { return a.node }
@@ -522,10 +551,8 @@ func (a *nbdAttachment) shape() (queues, depth int) {
 }
 
 func (a *nbdAttachment) state() (controlpb.DeviceState, string) {
-	select {
-	case <-a.kept:
-		return controlpb.DeviceState_DEVICE_STATE_FAILED, a.failed.Error()
-	default:
+	if err := a.failure(); err != nil {
+		return controlpb.DeviceState_DEVICE_STATE_FAILED, err.Error()
 	}
 	if a.way.server.Connections()[a.config.Export] == 0 {
 		if _, err := a.driver.Status(a.index); errors.Is(err, attach.ErrNotAttached) {
@@ -542,9 +569,7 @@ func (a *nbdAttachment) resize(ctx context.Context) error {
 }
 
 func (a *nbdAttachment) detach(ctx context.Context, force bool) error {
-	a.cancel()
-	<-a.kept
-	err := a.failed
+	err := a.unkeep()
 	if !errors.Is(err, attach.ErrNotAttached) { // else the number may be another program's device by now
 		err = a.driver.Disconnect(ctx, a.index, attach.DisconnectOptions{Force: force})
 	}
@@ -573,7 +598,6 @@ func (a *nbdAttachment) gone(ctx context.Context) error {
 }
 
 func (a *nbdAttachment) leave(context.Context) error {
-	a.cancel()
-	<-a.kept
+	_ = a.unkeep() // the next daemon has connections of its own
 	return nil
 }

@@ -414,13 +414,22 @@ func (d *devices) recover(ctx context.Context) {
 	}
 	d.retrying = true
 	d.retries.Go(func() { // ends when all are taken over, or with the daemon
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		d.retries.Go(func() { // ends with the daemon, or the tries
+			select {
+			case <-d.ending:
+				cancel() // a try that waits for another server must not keep the daemon
+			case <-ctx.Done():
+			}
+		})
 		for pause := recoverFirst; ; pause = min(2*pause, recoverMost) {
 			select {
 			case <-time.After(pause):
-			case <-d.ending:
+			case <-ctx.Done():
 				return
 			}
-			if d.recoverOnce(context.Background()) == 0 {
+			if d.recoverOnce(ctx) == 0 {
 				d.mu.Lock()
 				d.retrying = false
 				d.mu.Unlock()
@@ -537,26 +546,25 @@ func (d *devices) resized(ctx context.Context, poolName, volume string) {
 	}
 }
 
-// ofPool are the devices of a pool's volumes and snapshots.
-func (d *devices) ofPool(poolName string) []string {
+// ofExports are the paths of the devices of some volumes and snapshots.
+func (d *devices) ofExports(some func(*exported) bool) []string {
 	var paths []string
 	for _, a := range d.all() {
-		if x := a.source.exported; x != nil && x.pool == poolName {
+		if x := a.source.exported; x != nil && some(x) {
 			paths = append(paths, a.path())
 		}
 	}
 	return paths
 }
 
-// ofVolume are the paths of the devices of a volume itself.
+// ofPool are the devices of a pool's volumes and snapshots.
+func (d *devices) ofPool(poolName string) []string {
+	return d.ofExports(func(x *exported) bool { return x.pool == poolName })
+}
+
+// ofVolume are the devices of a volume itself.
 func (d *devices) ofVolume(poolName, volume string) []string {
-	var paths []string
-	for _, a := range d.all() {
-		if x := a.source.exported; x != nil && x.pool == poolName && x.volume == volume && x.snapshot == "" {
-			paths = append(paths, a.path())
-		}
-	}
-	return paths
+	return d.ofExports(func(x *exported) bool { return x.pool == poolName && x.volume == volume && x.snapshot == "" })
 }
 
 // waiting says of each device that does not do what it should why not.

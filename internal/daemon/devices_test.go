@@ -16,6 +16,7 @@ import (
 	"github.com/ashlar-storage/ashlar/control"
 	"github.com/ashlar-storage/ashlar/control/controlpb"
 	"github.com/ashlar-storage/ashlar/datapath"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 // fakeKernel is a way to attach that lives longer than the daemon, as the kernel does.
@@ -27,6 +28,7 @@ type fakeKernel struct {
 	refuse      error // of attach
 	noResize    error
 	notYet      int                    // how often recover fails
+	hangs       chan struct{}          // has a message once recover waits, which it then does without end; nil: it does not
 	devices     map[string]*fakeDevice // by path
 	made        int
 }
@@ -84,6 +86,11 @@ func (k *fakeKernel) recover(ctx context.Context, s *deviceSource, found foundDe
 	if k.notYet > 0 {
 		k.notYet--
 		return nil, errors.New("the kernel has not let go of it")
+	}
+	if k.hangs != nil {
+		k.hangs <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
 	}
 	var err error
 	f.device, err = s.open(ctx, false)
@@ -304,7 +311,7 @@ func TestAttachRefuses(t *testing.T) {
 }
 
 func TestDetach(t *testing.T) {
-	var log lockedBuffer
+	var log testenv.Output
 	n, _, kernel := attachNode(t, func(c *ServeConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	n.volume("data", 8*mib)
 	d := n.attached("data")
@@ -316,7 +323,20 @@ func TestDetach(t *testing.T) {
 	wants(t, detach("data", false), control.ErrInUse, "mounted")
 	wants(t, detach(d.GetPath(), true), control.ErrInUse, "mounted")
 	_, err := n.client.Volumes.Delete(t.Context(), &controlpb.DeleteVolumeRequest{Name: "data"})
-	wants(t, err, control.ErrInUse)
+	wants(t, err, control.ErrInUse, "detach it first: ashlar detach "+d.GetPath())
+	if _, err := n.client.Snapshots.Create(t.Context(), &controlpb.CreateSnapshotRequest{Volume: "data", Name: "s"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = n.client.Snapshots.Revert(t.Context(), &controlpb.RevertSnapshotRequest{Volume: "data", Name: "s"})
+	wants(t, err, control.ErrInUse, "detach it first: ashlar detach "+d.GetPath())
+	frozen := n.attached("data@s")
+	_, err = n.client.Snapshots.Delete(t.Context(), &controlpb.DeleteSnapshotRequest{Volume: "data", Name: "s"})
+	wants(t, err, control.ErrInUse, "detach it first: ashlar detach "+frozen.GetPath())
+	_, err = n.client.Pools.Destroy(t.Context(), &controlpb.DestroyPoolRequest{Name: "default", Volumes: true})
+	wants(t, err, control.ErrInUse, "detach first what is attached: "+d.GetPath()+", "+frozen.GetPath())
+	if _, err := n.client.Devices.Detach(t.Context(), &controlpb.DetachRequest{Name: "data@s"}); err != nil {
+		t.Fatal(err)
+	}
 	_, err = n.client.Pools.Close(t.Context(), &controlpb.ClosePoolRequest{Name: "default", Disconnect: true})
 	wants(t, err, control.ErrInUse, d.GetPath(), "detach them first")
 	kernel.devices[d.GetPath()].busy = false
@@ -336,7 +356,7 @@ func TestDetach(t *testing.T) {
 	if len(n.listed()) != 0 || len(kernel.devices) != 0 {
 		t.Errorf("left: %v", n.listed())
 	}
-	if _, err = n.client.Volumes.Delete(t.Context(), &controlpb.DeleteVolumeRequest{Name: "data"}); err != nil {
+	if _, err = n.client.Volumes.Delete(t.Context(), &controlpb.DeleteVolumeRequest{Name: "data", Snapshots: true}); err != nil {
 		t.Error(err)
 	}
 }
@@ -354,7 +374,7 @@ func TestDevicesOutliveTheDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	late := n.attached("late")
-	makeFile(t, file, 4*mib)
+	testenv.SparseFile(t, file, 4*mib)
 	plain := n.attached(file)
 	before := n.listed()
 	n.stop()
@@ -484,6 +504,48 @@ func TestRecoveryIsTriedAgain(t *testing.T) {
 		t.Errorf("a second device %s", again.GetPath())
 	}
 	if _, err := n.client.Devices.Detach(t.Context(), &controlpb.DetachRequest{Name: "data"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDaemonEndsWhileRecoveryWaits: for a server that is away, say.
+func TestDaemonEndsWhileRecoveryWaits(t *testing.T) {
+	n, _, kernel := attachNode(t)
+	n.volume("data", 8*mib)
+	n.attached("data")
+	n.stop()
+	kernel.notYet, kernel.hangs = 1, make(chan struct{}, 1)
+	n.start()
+	<-kernel.hangs
+	began := time.Now()
+	n.stop()
+	if took := time.Since(began); took > recoverPatience/2 {
+		t.Errorf("it took %v", took)
+	}
+	kernel.hangs = nil
+	n.start()
+	if _, err := n.client.Devices.Detach(t.Context(), &controlpb.DetachRequest{Name: "data"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNodeWithoutPoolsServes, though a device of another server's export waits: a probe
+// that fails would have the daemon started again without end.
+func TestNodeWithoutPoolsServes(t *testing.T) {
+	server := newNode(t, nil, nil)
+	server.volume("data", 8*mib)
+	n, _, _ := attachNode(t, func(c *ServeConfig) { c.DefaultPool = 0 })
+	n.attached("nbd+unix:///data?socket=" + server.config.NBDSockets[0])
+	server.stop()
+	for deadline := time.Now().Add(serveWait); n.listed()[0].GetState() != controlpb.DeviceState_DEVICE_STATE_WAITING; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("its server is gone: %v", n.listed())
+		}
+	}
+	if h, err := n.client.Node.Health(t.Context(), &controlpb.HealthRequest{}); err != nil || h.GetState() != controlpb.HealthState_HEALTH_STATE_DEGRADED {
+		t.Errorf("health: %v, %v", h, err)
+	}
+	if _, err := n.client.Devices.Detach(t.Context(), &controlpb.DetachRequest{Name: n.listed()[0].GetPath()}); err != nil {
 		t.Error(err)
 	}
 }

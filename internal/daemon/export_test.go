@@ -32,7 +32,7 @@ func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)
 
 func TestStartExportUndoesWhatItBegan(t *testing.T) {
 	dir := t.TempDir()
-	file := makeFile(t, filepath.Join(dir, "disk.img"), 1<<20)
+	file := testenv.SparseFile(t, filepath.Join(dir, "disk.img"), 1<<20)
 	memory := Source{Name: "m", Memory: 1 << 20}
 	for name, c := range map[string]struct {
 		config ExportConfig
@@ -60,12 +60,28 @@ func TestStartExportUndoesWhatItBegan(t *testing.T) {
 	}
 }
 
+// startExport exports a source on a socket, until the test stops it.
+func startExport(t *testing.T, source Source, dead time.Duration) (e *Exporter, socket string) {
+	t.Helper()
+	e, err := StartExport(ExportConfig{Sources: []Source{source}, DeadTimeout: dead, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket = filepath.Join(t.TempDir(), "nbd.sock")
+	l, err := ListenUnix(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = e.Server.Serve(l) }() // ends with Stop
+	return e, socket
+}
+
 func TestExporterServesEverySource(t *testing.T) {
 	checkLeaks(t)
 	dir := t.TempDir()
 	e, err := StartExport(ExportConfig{
 		Sources: []Source{
-			{Name: "file", Path: makeFile(t, filepath.Join(dir, "disk.img"), 1<<20)},
+			{Name: "file", Path: testenv.SparseFile(t, filepath.Join(dir, "disk.img"), 1<<20)},
 			{Name: "memory", Memory: 2 << 20}, {Name: "null", Null: 3 << 20},
 		},
 		Reactors: 2, Poll: reactor.PollOff, Log: quiet(),
@@ -150,7 +166,7 @@ func TestListenUnix(t *testing.T) {
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is left behind: %v", err)
 	}
-	file := makeFile(t, filepath.Join(dir, "file"), 10)
+	file := testenv.SparseFile(t, filepath.Join(dir, "file"), 10)
 	link := filepath.Join(dir, "link")
 	if err := os.Symlink(file, link); err != nil {
 		t.Fatal(err)
@@ -200,23 +216,8 @@ func TestListenTCP(t *testing.T) {
 // while a request waits for that server.
 func TestStopDoesNotWaitForAServerThatIsAway(t *testing.T) {
 	checkLeaks(t)
-	dir := t.TempDir()
-	serve := func(name string, source Source) (*Exporter, string) {
-		t.Helper()
-		e, err := StartExport(ExportConfig{Sources: []Source{source}, Log: quiet()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		path := filepath.Join(dir, name)
-		l, err := ListenUnix(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		go func() { _ = e.Server.Serve(l) }() // ends with Stop
-		return e, path
-	}
-	below, lower := serve("below", Source{Memory: 1 << 20})
-	above, upper := serve("above", Source{URI: "nbd+unix:///?socket=" + lower})
+	below, lower := startExport(t, Source{Memory: 1 << 20}, 0)
+	above, upper := startExport(t, Source{URI: "nbd+unix:///?socket=" + lower}, 0)
 	client, err := nbd.Dial(t.Context(), "unix", upper, nbd.Options{})
 	if err != nil {
 		t.Fatal(err)

@@ -28,6 +28,7 @@ type kernelObserver struct {
 	log      *slog.Logger
 
 	loaded atomic.Pointer[observe.Observer] // nil: not yet, or not at all
+	failed atomic.Pointer[string]           // why not at all
 
 	mu      sync.Mutex
 	threads []int // watched
@@ -40,14 +41,14 @@ type kernelObserver struct {
 // the engine's pools. It does not wait: loading takes some tenths of a second, and
 // nobody needs it to serve. What the kernel does not allow is logged and listed as
 // unobserved. Call close before the reactors stop and the engine closes.
-func startObserver(log *slog.Logger, groups []string, reactors []*reactor.Reactor, e *engine.Engine) (*kernelObserver, error) {
+func startObserver(log *slog.Logger, groups []string, reactors []*reactor.Reactor, e *engine.Engine) *kernelObserver {
 	k := &kernelObserver{
 		load:     func() (*observe.Observer, error) { return observe.Start(observe.Config{Log: log, Groups: groups}) },
 		reactors: reactors, disks: func() map[observe.Number][]string { return poolDisks(e.Pools(), "/") }, every: serviceEvery, log: log,
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
 	go k.run() // ends with quit
-	return k, nil
+	return k
 }
 
 // close takes the programs out of the kernel.
@@ -66,6 +67,8 @@ func (k *kernelObserver) run() {
 	o, err := k.load()
 	if err != nil {
 		k.log.Error("the kernel is not observed", "error", err)
+		why := err.Error()
+		k.failed.Store(&why)
 		return
 	}
 	k.loaded.Store(o)
@@ -133,14 +136,18 @@ func (k *kernelObserver) observe(reply *controlpb.StatsResponse, threads []int) 
 	}
 }
 
-// snapshot reads the counters; while nothing is loaded, it says so.
+// snapshot reads the counters; while nothing is loaded, it says why.
 func (k *kernelObserver) snapshot() *observe.Snapshot {
 	if o := k.loaded.Load(); o != nil {
 		return o.Snapshot()
 	}
 	s := &observe.Snapshot{Time: time.Now()}
+	reason := "the programs are not loaded yet"
+	if why := k.failed.Load(); why != nil {
+		reason = *why
+	}
 	for _, what := range []string{observe.GroupDisks, observe.GroupReactors, observe.GroupRings, observe.GroupNBD, observe.GroupUblk} {
-		s.Unobserved = append(s.Unobserved, observe.Unobserved{What: what, Reason: "the programs are not loaded yet"})
+		s.Unobserved = append(s.Unobserved, observe.Unobserved{What: what, Reason: reason})
 	}
 	return s
 }

@@ -292,11 +292,14 @@ func TestWhatIsNotLoadedIsUnobserved(t *testing.T) {
 		load: func() (*observe.Observer, error) { return nil, broken }, log: slog.New(slog.NewTextHandler(&log, nil)),
 		disks: func() map[observe.Number][]string { return nil }, quit: make(chan struct{}), done: make(chan struct{}),
 	}
+	if s := k.snapshot(); len(s.Unobserved) != 5 || !strings.Contains(s.Unobserved[0].Reason, "not loaded yet") {
+		t.Errorf("before: %v", s.Unobserved)
+	}
 	go k.run() // ends at once: nothing can be loaded
 	<-k.done
 	reply := &controlpb.StatsResponse{}
 	k.observe(reply, []int{1})
-	if len(reply.Unobserved) != 5 || !strings.Contains(reply.Unobserved[0].Reason, "not loaded") || !strings.Contains(log.String(), "broken") {
+	if len(reply.Unobserved) != 5 || reply.Unobserved[0].Reason != "broken" || !strings.Contains(log.String(), "broken") {
 		t.Errorf("%v, %s", reply.Unobserved, log.String())
 	}
 	registry := prometheus.NewPedanticRegistry()

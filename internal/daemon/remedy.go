@@ -19,6 +19,18 @@ func remedied(err error, reason control.Reason, remedy string) error {
 	return &other
 }
 
+// detachFirst is err, which may say that something is in use, with the remedy for what
+// the devices of these paths use.
+func detachFirst(err error, paths []string) error {
+	switch len(paths) {
+	case 0:
+		return err
+	case 1:
+		return remedied(err, control.ErrInUse, "detach it first: ashlar detach "+paths[0])
+	}
+	return remedied(err, control.ErrInUse, "detach first what is attached: "+strings.Join(paths, ", "))
+}
+
 // plain is err without the bare word that marks it as pool.ErrInvalid: what stands
 // before says how it is.
 func plain(err error) error {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/ashlar-storage/ashlar/datapath/filedev"
 	"github.com/ashlar-storage/ashlar/engine/enginetest"
 	"github.com/ashlar-storage/ashlar/engine/pool"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 // TestErrorsSayWhatHelps: what is refused is told in words of who asked, with what
@@ -21,7 +23,7 @@ func TestErrorsSayWhatHelps(t *testing.T) {
 	n := newNode(t, nil, nil)
 	ctx := t.Context()
 	n.volume("v", mib)
-	empty := makeFile(t, filepath.Join(n.dir, "empty.img"), mib)
+	empty := testenv.SparseFile(t, filepath.Join(n.dir, "empty.img"), mib)
 	c := n.dial("v")
 	defer func() { _ = c.Close() }() // nothing was written
 	for name, call := range map[string]struct {
@@ -139,7 +141,7 @@ func TestPlain(t *testing.T) {
 
 // TestCheckOfAPoolInUseSaysToCloseIt, not what helps those who export files.
 func TestCheckOfAPoolInUseSaysToCloseIt(t *testing.T) {
-	path := makeFile(t, filepath.Join(t.TempDir(), "pool.img"), mib)
+	path := testenv.SparseFile(t, filepath.Join(t.TempDir(), "pool.img"), mib)
 	d, err := filedev.Open(path, filedev.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -154,6 +156,9 @@ func TestCheckOfAPoolInUseSaysToCloseIt(t *testing.T) {
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := CheckPool(PoolCheck{Paths: []string{path + ".none"}}); !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "pool close") {
+		t.Errorf("a file that is not there: %v", err)
 	}
 	// The refusals of package pool are plain, too.
 	if _, err := CheckPool(PoolCheck{Paths: []string{path}, RecomputeSums: true}); !errors.Is(err, pool.ErrInvalid) || strings.HasSuffix(err.Error(), ": invalid") {

@@ -259,13 +259,8 @@ func (n *node) start() (err error) {
 		config: c, engine: n.engine, volumes: n.volumes, server: n.server, devices: n.devices, reactors: n.reactors, uris: n.uris, started: time.Now(), stopping: n.stopping,
 	}
 	if len(c.Observe) > 0 {
-		kernel, err := startObserver(n.log, c.Observe, n.reactors, n.engine)
-		if err != nil { // no reason not to serve
-			n.log.Warn("the kernel is not observed", "error", err)
-			control.unobserved = err.Error()
-		} else {
-			n.kernel, control.observer = kernel, kernel
-		}
+		n.kernel = startObserver(n.log, c.Observe, n.reactors, n.engine)
+		control.observer = n.kernel
 	}
 	if c.Metrics != "" {
 		health := func() (bool, string) {

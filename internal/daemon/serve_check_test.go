@@ -12,13 +12,14 @@ import (
 
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 	"github.com/ashlar-storage/ashlar/engine/enginetest"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 	"github.com/ashlar-storage/ashlar/nbd"
 )
 
 // TestCheckSaysWhatServeWouldSay: with the same words.
 func TestCheckSaysWhatServeWouldSay(t *testing.T) {
 	dir := t.TempDir()
-	file := makeFile(t, filepath.Join(dir, "file"), 10)
+	file := testenv.SparseFile(t, filepath.Join(dir, "file"), 10)
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +182,7 @@ func TestHeldSocketsOverlap(t *testing.T) {
 
 func TestCheckWritable(t *testing.T) {
 	dir := t.TempDir()
-	file := makeFile(t, filepath.Join(dir, "file"), 10)
+	file := testenv.SparseFile(t, filepath.Join(dir, "file"), 10)
 	for path, want := range map[string]string{
 		dir: "", filepath.Join(dir, "to", "come"): "", file: "no directory", filepath.Join(file, "x"): "not a directory", "/proc/self": "cannot be written to",
 	} {

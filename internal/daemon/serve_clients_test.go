@@ -1,17 +1,10 @@
 package daemon
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
-	"encoding/pem"
 	"errors"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,73 +15,14 @@ import (
 	"github.com/ashlar-storage/ashlar/control"
 	"github.com/ashlar-storage/ashlar/control/controlpb"
 	"github.com/ashlar-storage/ashlar/engine/enginetest"
+	"github.com/ashlar-storage/ashlar/internal/authority"
 	"github.com/ashlar-storage/ashlar/nbd"
 )
 
-// authority signs certificates for tests.
-type authority struct {
-	t    *testing.T
-	dir  string
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	path string // PEM
-}
-
-func newAuthority(t *testing.T, name string) *authority {
-	t.Helper()
-	a := &authority{t: t, dir: t.TempDir()}
-	a.path, _ = a.issue(name, nil)
-	return a
-}
-
-// issue makes a certificate for name; the first is the authority's own.
-func (a *authority) issue(name string, hosts []net.IP) (certFile, keyFile string) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: hosts, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	parent, signer := a.cert, a.key
-	if parent == nil {
-		template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
-		parent, signer = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	if a.cert == nil {
-		if a.cert, err = x509.ParseCertificate(der); err != nil {
-			a.t.Fatal(err)
-		}
-		a.key = key
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	certFile, keyFile = filepath.Join(a.dir, name+".pem"), filepath.Join(a.dir, name+".key")
-	if err := errors.Join(
-		os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600),
-		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600),
-	); err != nil {
-		a.t.Fatal(err)
-	}
-	return certFile, keyFile
-}
-
 func TestServeControlsOverTCPForKnownCertificatesOnly(t *testing.T) {
-	ours, theirs := newAuthority(t, "ours"), newAuthority(t, "theirs")
-	serverCert, serverKey := ours.issue("node", []net.IP{net.IPv4(127, 0, 0, 1)})
-	config, err := nbd.LoadTLS(serverCert, serverKey, ours.path, true)
+	ours, theirs := authority.New(t, t.TempDir()), authority.New(t, t.TempDir())
+	serverCert, serverKey := ours.Issue(t, "node", "127.0.0.1")
+	config, err := nbd.LoadTLS(serverCert, serverKey, ours.File, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,10 +30,10 @@ func TestServeControlsOverTCPForKnownCertificatesOnly(t *testing.T) {
 		c.DefaultPool, c.ControlListen, c.ControlTLS, c.ControlNames = 0, []string{"127.0.0.1:0"}, config, []string{"operator"}
 	})
 	address := n.addresses.Control[1].String()
-	ask := func(a *authority, name string) error {
+	ask := func(a *authority.Authority, name string) error {
 		t.Helper()
-		cert, key := a.issue(name, nil)
-		c, err := control.LoadTLS(cert, key, ours.path, "")
+		cert, key := a.Issue(t, name)
+		c, err := control.LoadTLS(cert, key, ours.File, "")
 		if err != nil {
 			t.Fatal(err)
 		}

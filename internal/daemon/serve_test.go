@@ -25,6 +25,7 @@ import (
 	"github.com/ashlar-storage/ashlar/engine"
 	"github.com/ashlar-storage/ashlar/engine/enginetest"
 	"github.com/ashlar-storage/ashlar/engine/pool"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 	"github.com/ashlar-storage/ashlar/nbd"
 )
 
@@ -598,7 +599,7 @@ func TestServeWritesTheOptionsInForce(t *testing.T) {
 
 func TestServeUndoesWhatItBegan(t *testing.T) {
 	dir := t.TempDir()
-	file := makeFile(t, filepath.Join(dir, "file"), 10)
+	file := testenv.SparseFile(t, filepath.Join(dir, "file"), 10)
 	broken := filepath.Join(dir, "broken")
 	if err := errors.Join(os.Mkdir(broken, 0o700), os.WriteFile(filepath.Join(broken, "pools.json"), []byte("{"), 0o600)); err != nil {
 		t.Fatal(err)

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -19,6 +18,7 @@ import (
 	"github.com/ashlar-storage/ashlar/datapath/filter"
 	"github.com/ashlar-storage/ashlar/datapath/histogram"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
+	"github.com/ashlar-storage/ashlar/observe"
 )
 
 // diskObserver sees the kernel's side of requests. Its methods are for ordinary
@@ -52,9 +52,8 @@ func (s *observeService) Stats(_ context.Context, r *controlpb.StatsRequest) (*c
 	}
 	reply.CpuSeconds, reply.RssBytes = usage()
 	if s.observer == nil {
-		reason := cmp.Or(s.unobserved, "the daemon was started with --observe=none")
-		for _, what := range []string{"disks", "reactors"} {
-			reply.Unobserved = append(reply.Unobserved, &controlpb.Unobserved{What: what, Reason: reason})
+		for _, what := range []string{observe.GroupDisks, observe.GroupReactors} {
+			reply.Unobserved = append(reply.Unobserved, &controlpb.Unobserved{What: what, Reason: "the daemon was started with --observe=none"})
 		}
 		return reply, nil
 	}

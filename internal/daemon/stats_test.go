@@ -23,6 +23,7 @@ import (
 	"github.com/ashlar-storage/ashlar/datapath"
 	"github.com/ashlar-storage/ashlar/datapath/reactor"
 	"github.com/ashlar-storage/ashlar/engine"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 func (n *testNode) stats(volumes ...string) *controlpb.StatsResponse {
@@ -299,26 +300,8 @@ func TestStatsJoinWhatTheKernelShows(t *testing.T) {
 	}
 }
 
-// lockedBuffer takes a log from several goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 func TestSlowRequestsAreLoggedWithTheirStages(t *testing.T) {
-	var log lockedBuffer
+	var log testenv.Output
 	n := newNode(t, nil, func(c *ServeConfig) {
 		c.SlowIO = time.Nanosecond // everything
 		c.Log = slog.New(slog.NewTextHandler(&log, nil))
@@ -367,7 +350,7 @@ func TestSlowRequestsAreLoggedWithTheirStages(t *testing.T) {
 }
 
 func TestSlowLogCountsWhatItLeavesOut(t *testing.T) {
-	var log lockedBuffer
+	var log testenv.Output
 	l := startSlowLog(time.Hour, slog.New(slog.NewTextHandler(&log, nil)), nil)
 	defer l.stop()
 	now := time.Now()
@@ -430,7 +413,7 @@ func TestDevicesOfOneNameAreCountedTogether(t *testing.T) {
 	}()
 	v := newVolumes(e, false, nil)
 	d := &devices{engine: e, volumes: v}
-	path := makeFile(t, filepath.Join(t.TempDir(), "disk.img"), mib)
+	path := testenv.SparseFile(t, filepath.Join(t.TempDir(), "disk.img"), mib)
 	source, err := d.source(path)
 	if err != nil {
 		t.Fatal(err)

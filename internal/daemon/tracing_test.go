@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ashlar-storage/ashlar/control/controlpb"
+	"github.com/ashlar-storage/ashlar/internal/testenv"
 )
 
 // spanCollector is an OpenTelemetry collector that keeps what it gets.
@@ -83,7 +84,7 @@ func startCollector(t *testing.T) (c *spanCollector, address string) {
 func TestControlOperationsAndSlowRequestsAreTraced(t *testing.T) {
 	checkLeaks(t)
 	c, address := startCollector(t)
-	var log lockedBuffer
+	var log testenv.Output
 	n := newNode(t, nil, func(c *ServeConfig) {
 		c.OTLPEndpoint, c.SlowIO = address, time.Nanosecond
 		c.Log = slog.New(slog.NewTextHandler(&log, nil))
@@ -166,7 +167,7 @@ func TestACollectorThatTakesNothingIsLoggedOnce(t *testing.T) {
 	checkLeaks(t)
 	c, address := startCollector(t)
 	c.refuse = true
-	var log lockedBuffer
+	var log testenv.Output
 	x, err := startTracing(t.Context(), address, "v", slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ var (
 	// devices are the stores and filters every test may stand on.
 	devices = []string{"datapath/filter", "datapath/memdev", "datapath/nulldev", "datapath/filedev"}
 	// testing-only packages; see onlyTests.
-	forTests = []string{"internal/testenv", "datapath/devtest", "engine/disk/memdisk", "engine/disk/faultdisk", "engine/enginetest", "replication/replicationtest"}
+	forTests = []string{"internal/testenv", "internal/authority", "datapath/devtest", "engine/disk/memdisk", "engine/disk/faultdisk", "engine/enginetest", "replication/replicationtest"}
 )
 
 // row says which packages of this module a package may import, and why no more.
@@ -33,12 +33,13 @@ var policy = []row{
 	{"internal/crc32c", nil, "numbers only"},
 	{"internal/flusher", [][]string{{"datapath/reactor"}}, "it tells the kernel what this process is; whom it serves is others' business"},
 	{"internal/testenv", nil, "tests of every layer use it"},
+	{"internal/authority", nil, "tests of every layer that speaks TLS use it"},
 	{"internal/lint", nil, "it reads source, it does not link it"},
 
 	{"datapath/ring", nil, "a queue of anything; knows nothing of requests"},
 	{"datapath/buf", nil, "memory; knows nothing of who fills it"},
 	{"datapath/histogram", nil, "counts of anything; knows nothing of requests"},
-	{"datapath/rate", nil, "times and counts; knows nothing of who waits"},
+	{"datapath/rate", nil, "times and counts; who waits is of any type"},
 	{"datapath/uring", nil, "the kernel's interface, nothing above it"},
 	{"datapath/reactor", [][]string{{"datapath/ring", "datapath/buf", "datapath/uring"}},
 		"the loop runs any poller; it does not know what a request is"},

@@ -83,41 +83,6 @@ func RequireBPF(t testing.TB) {
 	}
 }
 
-// TempFileOn makes a sparse file of size bytes in dir and returns its path. The
-// file is removed at the end of the test.
-func TempFileOn(t testing.TB, dir string, size int64) string {
-	t.Helper()
-	f, err := os.CreateTemp(dir, "ashlar-test-*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.Remove(f.Name()) }) // a test may have removed it
-	if err := f.Truncate(size); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return f.Name()
-}
-
-// TmpfsDir makes a directory on tmpfs, removed at the end of the test: files
-// there are memory, and refuse or emulate what disks do (O_DIRECT before Linux
-// 6.5, for one).
-func TmpfsDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "ashlar-test-*")
-	if err != nil {
-		missing(t, "interop", fmt.Sprintf("a tmpfs on /dev/shm (%v)", err))
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
 const fdWait = 2 * time.Second // goroutines that close a descriptor after their connection ended need a moment
 
 // CheckFDs fails t when it ends with file descriptors open that were not open

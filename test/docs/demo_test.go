@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -27,28 +26,14 @@ type demo struct {
 	cmd    *exec.Cmd
 	ended  chan error
 
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (d *demo) Write(b []byte) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.text.Write(b)
-}
-
-func (d *demo) said() string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.text.String()
+	said testenv.Output
 }
 
 func startDemo(t *testing.T, seconds string) *demo {
 	d := &demo{t: t, binary: requireDocs(t), in: t.TempDir(), ended: make(chan error, 1)}
 	testenv.RequireCommand(t, "fio", "fio")
 	d.cmd = exec.Command("tools/run.sh")
-	d.cmd.Dir, d.cmd.Stdout, d.cmd.Stderr = root, d, d
+	d.cmd.Dir, d.cmd.Stdout, d.cmd.Stderr = root, &d.said, &d.said
 	d.cmd.Env = append(os.Environ(), "RUN_SECONDS="+seconds, "RUN_SIZE=64M", "RUN_POOL=1G", "RUN_DIR="+d.in)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // which Ctrl-C is for
 	if err := d.cmd.Start(); err != nil {
@@ -70,9 +55,9 @@ func startDemo(t *testing.T, seconds string) *demo {
 
 func (d *demo) until(text string) {
 	d.t.Helper()
-	for deadline := time.Now().Add(demoLimit); !strings.Contains(d.said(), text); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(demoLimit); !strings.Contains(d.said.String(), text); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			d.t.Fatalf("it does not say %q:\n%s", text, d.said())
+			d.t.Fatalf("it does not say %q:\n%s", text, d.said.String())
 		}
 	}
 }
@@ -92,7 +77,7 @@ func (d *demo) wait() int {
 	case <-d.ended:
 		return d.cmd.ProcessState.ExitCode()
 	case <-time.After(demoLimit):
-		d.t.Fatalf("it does not end:\n%s", d.said())
+		d.t.Fatalf("it does not end:\n%s", d.said.String())
 		return 0
 	}
 }
@@ -110,7 +95,7 @@ func (d *demo) gone() {
 	d.t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if left := d.dirs(); err != nil || len(left) > 0 || bytes.Contains(mounts, []byte(d.in)) {
-		d.t.Errorf("left: %v, %v\n%s", left, err, d.said())
+		d.t.Errorf("left: %v, %v\n%s", left, err, d.said.String())
 	}
 }
 
@@ -130,14 +115,14 @@ func (d *demo) run(args ...string) (text string, code int) {
 
 func TestMakeRunLeavesNothing(t *testing.T) {
 	d := startDemo(t, "1")
-	if code := d.wait(); code != 0 || strings.Contains(d.said(), "mkfs.ext4 $(bin/ashlar attach demo)") {
-		t.Errorf("exit code %d\n%s", code, d.said())
+	if code := d.wait(); code != 0 || strings.Contains(d.said.String(), "mkfs.ext4 $(bin/ashlar attach demo)") {
+		t.Errorf("exit code %d\n%s", code, d.said.String())
 	}
 	d.gone()
 	d = startDemo(t, "60")
 	d.until("70 % reads")
 	if code := d.interrupt(); code != 130 {
-		t.Errorf("Ctrl-C: exit code %d\n%s", code, d.said())
+		t.Errorf("Ctrl-C: exit code %d\n%s", code, d.said.String())
 	}
 	d.gone()
 }
@@ -170,12 +155,12 @@ func TestMakeRunKeepsWhatIsMounted(t *testing.T) {
 	file := filepath.Join(at, "file")
 	must("sh", "-c", "echo text >"+file)
 	if code := d.interrupt(); code != 130 || len(d.dirs()) != 1 {
-		t.Fatalf("exit code %d, left %v\n%s", code, d.dirs(), d.said())
+		t.Fatalf("exit code %d, left %v\n%s", code, d.dirs(), d.said.String())
 	}
 	end := "tools/run.sh --end " + d.dirs()[0]
 	for _, want := range []string{device + " is in use: mounted on " + at + "\n", "\n    umount " + at + "\n", "\n    " + end + "\n"} {
-		if !strings.Contains(d.said(), want) {
-			t.Errorf("it does not say %q:\n%s", want, d.said())
+		if !strings.Contains(d.said.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, d.said.String())
 		}
 	}
 	must("sh", "-c", "echo more >>"+file+" && sync -f "+file) // it is served
