@@ -132,7 +132,7 @@ func New(c Config) (*Driver, error) {
 const drainPatience = 10 * time.Second
 
 // Serve serves until ctx ends, then waits for the calls under way and returns nil.
-// It removes its sockets.
+// It removes its sockets, but not those of a driver that has taken their place.
 func (d *Driver) Serve(ctx context.Context) error {
 	defer d.daemon.close()
 	var servers []*grpc.Server
@@ -217,9 +217,32 @@ func listen(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("csi: socket %s: %w", path, err)
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	own := &socket{Listener: l, path: path}
+	err = os.Chmod(path, 0o600)
+	if err == nil {
+		own.info, err = os.Lstat(path)
+	}
+	if err != nil {
 		_ = l.Close() // unused
 		return nil, fmt.Errorf("csi: socket %s: %w", path, err)
 	}
-	return l, nil
+	return own, nil
+}
+
+// socket is a listener whose name is removed with it, unless a later driver listens
+// there by now.
+type socket struct {
+	net.Listener
+	path string
+	info fs.FileInfo
+}
+
+// Close implements [net.Listener]. The name goes first: while the socket is open, nobody
+// else has its inode.
+func (s *socket) Close() error {
+	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.info) {
+		_ = os.Remove(s.path) // a name that is left is taken by the next driver
+	}
+	return s.Listener.Close()
 }

@@ -57,6 +57,33 @@ func TestServeTellsWhyItCannot(t *testing.T) {
 	}
 }
 
+// TestALateDriverLeavesItsSuccessorsSocket: one that ends after the next has begun.
+func TestALateDriverLeavesItsSuccessorsSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	late, err := listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := late.Close(); err != nil {
+		t.Error(err)
+	}
+	if c, err := net.Dial("unix", path); err != nil {
+		t.Errorf("the successor is out of reach: %v", err)
+	} else {
+		_ = c.Close()
+	}
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("the socket stays: %v", err)
+	}
+}
+
 func TestModesOfferTheirServices(t *testing.T) {
 	for _, mode := range Modes {
 		r := newRig(t, func(c *Config) { c.Mode = mode })
