@@ -60,7 +60,9 @@ func (p *Pool) mergeAll() error {
 			continue // with nothing that stands on l
 		}
 		if errors.Is(err, ErrNoSpace) {
-			p.mergeWaits.Store(true)
+			if !p.mergeWaits.Swap(true) {
+				continue // space that came before this was said is not missed
+			}
 			l.job.note("the pool has no room for the map of the layer above: it goes on when something else is deleted, or the pool has grown")
 			return nil
 		}

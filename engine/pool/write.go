@@ -118,48 +118,42 @@ func (c *piece) place() {
 	p, v := q.p, q.v
 	l := v.head.Load()
 	e := l.lookup(c.v)
-	if e.cluster() == noCluster {
-		for {
-			e = l.lookup(c.v)
-			if e.cluster() != noCluster {
+	for ; e.cluster() == noCluster; e = l.lookup(c.v) {
+		v.allocating.Add(1)
+		n, thick, ok := v.allocate(l, c.v)
+		coming := false
+		if !ok {
+			// What was freed may have become free just after the first look; asked for in
+			// this order, it is not missed.
+			coming = p.alloc.pendingSpace()
+			n, thick, ok = v.allocate(l, c.v)
+		}
+		if !ok {
+			others := v.allocating.Add(-1) > 0
+			if e = l.lookup(c.v); e.cluster() != noCluster {
 				break
 			}
-			v.allocating.Add(1)
-			n, thick, ok := v.allocate(l, c.v)
-			coming := false
-			if !ok {
-				// What was freed may have become free just after the first look; asked for in
-				// this order, it is not missed.
-				coming = p.alloc.pendingSpace()
-				n, thick, ok = v.allocate(l, c.v)
-			}
-			if !ok {
-				others := v.allocating.Add(-1) > 0
-				if e = l.lookup(c.v); e.cluster() != noCluster {
-					break
-				}
-				if others { // which may be about to enter this cluster, or to give one back
-					c.later((*piece).place)
-					return
-				}
-				if c.spaced < spaceTries && coming {
-					c.spaced++
-					c.awaitSpace()
-					return
-				}
-				p.toldFull(v)
-				c.end(datapath.StatusNoSpace)
+			if others { // which may be about to enter this cluster, or to give one back
+				c.later((*piece).place)
 				return
 			}
-			if l.page(c.v).entries[c.v%mapEntries].CompareAndSwap(uint64(e), uint64(makeEntry(n, 0, e.zero()))) {
-				v.allocating.Add(-1)
-				e = makeEntry(n, 0, e.zero())
-				l.owned.Add(1)
-				break
+			if c.spaced < spaceTries && coming {
+				c.spaced++
+				c.awaitSpace()
+				return
 			}
-			v.unallocate(n, thick) // another piece was faster
-			v.allocating.Add(-1)
+			p.toldFull(v)
+			c.end(datapath.StatusNoSpace)
+			return
 		}
+		if l.page(c.v).entries[c.v%mapEntries].CompareAndSwap(uint64(e), uint64(makeEntry(n, 0, e.zero()))) {
+			v.allocating.Add(-1)
+			e = makeEntry(n, 0, e.zero())
+			l.owned.Add(1)
+			break
+		}
+		v.unallocate(n, thick) // another piece was faster
+		v.allocating.Add(-1)
 	}
 	c.cluster = e.cluster()
 	c.inPlace = e.mask()&c.mask != 0
