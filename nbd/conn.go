@@ -58,6 +58,8 @@ type conn struct {
 	watch    reactor.Watch
 	contexts []string
 
+	encrypted bool // goroutines carry the bytes
+
 	structured bool // replies to reads are structured
 	extended   bool // headers are extended
 	immediate  bool // the device takes a write's data within Submit
@@ -110,6 +112,7 @@ type conn struct {
 
 	timing
 	ending
+	gathering
 
 	leaving  bool // the client said DISC, or the server stops: finish, then close
 	refusing bool // the server stops: new requests get ESHUTDOWN; see drain
@@ -204,6 +207,7 @@ func (c *conn) start() error {
 	c.segments = make([]segment, segmentCount)
 	c.statusOps = make([]*op, 0, depth)
 	c.startTiming()
+	c.startGathering()
 	if len(c.contexts) > 0 {
 		c.status.start(c)
 	}
@@ -244,6 +248,7 @@ func (c *conn) ready(events uint32) {
 		c.readable = true
 		c.hangup = c.hangup || events&(unix.EPOLLHUP|unix.EPOLLERR|unix.EPOLLRDHUP) != 0
 		c.receive()
+		c.gather()
 	}
 }
 

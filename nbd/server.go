@@ -247,7 +247,7 @@ func (s *Server) serve(socket net.Conn) error {
 	}
 	c := &conn{
 		server: s, export: n.export, info: n.info, wire: wire{fd: fd},
-		structured: n.structured, extended: n.extended, contexts: n.contexts,
+		structured: n.structured, extended: n.extended, contexts: n.contexts, encrypted: pump != nil,
 		id: s.nextID.Add(1), remote: remoteOf(socket), closed: make(chan struct{}),
 	}
 	place, ok := s.place(c)

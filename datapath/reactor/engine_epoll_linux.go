@@ -93,6 +93,8 @@ func (e *epollEngine) wait(timeout int64) int {
 	return n
 }
 
+func (e *epollEngine) nap(limit int64) int { return e.wait(limit) }
+
 func (e *epollEngine) collect(milliseconds int) int {
 	e.r.stats.enters.Add(1)
 	n, err := e.epollWait(milliseconds)

@@ -17,6 +17,7 @@ const (
 	kindWatch
 	kindWrite
 	kindIgnored
+	kindNap
 )
 
 const (
@@ -40,6 +41,7 @@ type ringEngine struct {
 	fixedFiles   []bool // places taken in the kernel's table; nil when it has none
 	fixedBuffers []bool // chunks of the arena the kernel knows; nil when it has no table
 	multiPoll    bool
+	napEnds      bool // the entry that ends a nap is with the kernel
 
 	driverBuffers     []bool // places taken for drivers; they follow those of the arena. Nil when there are none
 	driverBuffersFrom int    // the first of these places
@@ -58,7 +60,7 @@ func newRingEngine(r *Reactor) (*ringEngine, error) {
 		return nil, err
 	}
 	e := &ringEngine{r: r, ring: ring, multiPoll: true}
-	for _, op := range []uint8{uring.OpRead, uring.OpWrite, uring.OpFsync, uring.OpPollAdd, uring.OpPollRemove, uring.OpFallocate} {
+	for _, op := range []uint8{uring.OpRead, uring.OpWrite, uring.OpFsync, uring.OpPollAdd, uring.OpPollRemove, uring.OpFallocate, uring.OpTimeout} {
 		if !ring.Supports(op) {
 			_ = ring.Close() // nothing in flight
 			return nil, fmt.Errorf("%w: the kernel lacks opcode %d", uring.ErrUnsupported, op)
@@ -302,6 +304,23 @@ func (e *ringEngine) wait(timeout int64) int {
 	return e.reap()
 }
 
+// nap keeps one entry with the kernel that ends it: it comes limit after it was made, which
+// may have been before this nap.
+func (e *ringEngine) nap(limit int64) int {
+	if !e.napEnds {
+		e.napEnds = true
+		s := e.entry()
+		e.ring.Timeout(s, limit)
+		s.UserData = kindNap << 56
+	}
+	e.r.stats.enters.Add(1)
+	if err := e.ring.Nap(); err != nil {
+		panic(fmt.Sprintf("reactor %s: %v", e.r.config.Name, err)) // as in enter
+	}
+	e.r.now = e.r.clock()
+	return e.reap()
+}
+
 func (e *ringEngine) reap() int {
 	count := 0
 	for {
@@ -321,6 +340,9 @@ func (e *ringEngine) reap() int {
 			e.r.finish(io)
 		case kindWatch, kindWrite:
 			e.reapWatch(index, &done)
+		case kindNap:
+			e.napEnds = false
+			continue
 		default:
 			continue
 		}

@@ -73,7 +73,7 @@ func (p *idlePolicy) slept(nanoseconds int64) {
 }
 
 // nap is for how long to sleep at first where sleeps have been short: such a
-// sleep is cheaper, see uring.Ring.Enter. 0: sleep for as long as it takes.
+// sleep is cheaper, see uring.Ring.Nap. 0: sleep for as long as it takes.
 func (p *idlePolicy) nap() int64 {
 	if p.rest < napMax/4 {
 		return napMax

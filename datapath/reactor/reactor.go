@@ -100,6 +100,9 @@ type engine interface {
 	// wait is poll, but sleeps up to timeout nanoseconds (negative: no limit)
 	// for the first event.
 	wait(timeout int64) int
+	// nap is wait with a limit of at most napMax, hidden from the Go scheduler where
+	// the engine can. It may end sooner without an event.
+	nap(limit int64) int
 	// needsSyscall reports that poll would enter the kernel.
 	close()
 }
@@ -139,6 +142,9 @@ type Reactor struct {
 	commands  int // OpCommands in flight, which are not in inflight
 	sleepless int // owners that need every turn
 	idle      idlePolicy
+	found     uint64 // messages, timers, completions and reports so far
+	worked    int64  // when the last turn that found something, and the lull after it, ended
+	lull      int64  // nanoseconds by which the next turn is put off
 
 	stats statistics
 }
@@ -277,6 +283,10 @@ func (r *Reactor) loop() {
 	busySince := r.clock()
 	r.now = busySince
 	for !r.stopped.Load() {
+		if r.lull > 0 {
+			r.waitLull(r.now)
+			r.worked = r.now
+		}
 		found := r.turn()
 		now := r.clock()
 		r.stats.turns.Add(1)
@@ -285,6 +295,7 @@ func (r *Reactor) loop() {
 		}
 		r.now = now
 		if found {
+			r.worked = now
 			continue
 		}
 		r.stats.busy.Add(uint64(now - busySince))
@@ -303,10 +314,12 @@ func (r *Reactor) turn() bool {
 		if !ok {
 			break
 		}
+		r.found++
 		t.RunTask(r)
 		found = true
 	}
 	if len(r.timers) > 0 && r.runTimers(r.now) {
+		r.found++
 		found = true
 	}
 	for _, p := range r.pollers {
@@ -317,7 +330,8 @@ func (r *Reactor) turn() bool {
 	if r.reapWorkers() {
 		found = true
 	}
-	if r.engine.poll() > 0 {
+	if n := r.engine.poll(); n > 0 {
+		r.found += uint64(n)
 		found = true
 	}
 	if r.runDeferred() {
@@ -357,6 +371,39 @@ func (r *Reactor) runDeferred() (found bool) {
 	return found
 }
 
+// Lull puts the next turn off by d: for an owner whose work comes in one by one, faster
+// than turns take, and costs less when some has gathered. Messages and timers end it, and
+// there is none while an operation is in flight. It is time at work: the reactor spins.
+//
+// Bounds: d delays everyone on the reactor; see Activity for how to find that there is
+// nobody else.
+// Context: on the reactor.
+func (r *Reactor) Lull(d time.Duration) { r.lull = int64(d) }
+
+// Activity is how much the reactor had found before this turn (messages, timers, completions,
+// reports of descriptors), and for how long it had then found nothing more. They tell
+// an owner whether the reactor has anything else to do, and how long its own work let it wait.
+//
+// Context: on the reactor.
+func (r *Reactor) Activity() (found uint64, idle time.Duration) {
+	return r.found, time.Duration(r.now - r.worked)
+}
+
+func (r *Reactor) waitLull(now int64) {
+	end := now + r.lull
+	r.lull = 0
+	if r.inflight > 0 || r.commands > 0 || len(r.deferred) > 0 || r.config.Poll == PollOff {
+		return
+	}
+	if t := r.untilTimer(now); t >= 0 {
+		end = min(end, now+t)
+	}
+	for r.now < end && r.mailbox.Empty() && r.finished.Empty() && !r.stopped.Load() {
+		r.now = r.clock()
+	}
+	r.stats.spun.Add(uint64(r.now - now))
+}
+
 // rest spins, then sleeps, until something arrives. Nothing is deferred.
 func (r *Reactor) rest(now int64) {
 	r.idle.observed = r.observed.Load()
@@ -368,6 +415,7 @@ func (r *Reactor) rest(now int64) {
 		for {
 			if r.turn() {
 				t := r.clock()
+				r.worked = t
 				r.stats.spun.Add(uint64(t - now))
 				r.idle.spinHit(t - now)
 				return
@@ -402,9 +450,13 @@ func (r *Reactor) rest(now int64) {
 	}
 	r.stats.sleepBegins(now)
 	nap := r.idle.nap()
-	if nap > 0 && (timeout < 0 || timeout > nap) {
-		if r.engine.wait(nap) == 0 && r.now-now >= nap {
-			r.engine.wait(r.untilTimer(r.now)) // nothing came: sleep for real
+	if nap > 0 && (timeout < 0 || timeout > 2*nap) { // the second of two naps may end so late
+		came := 0
+		for r.now = now; came == 0 && r.now-now < nap; {
+			came = r.engine.nap(nap)
+		}
+		if came == 0 {
+			r.engine.wait(r.untilTimer(r.now)) // sleep for real
 		}
 	} else {
 		r.engine.wait(timeout)
@@ -414,6 +466,7 @@ func (r *Reactor) rest(now int64) {
 	r.idle.slept(t - now)
 	r.now = t
 	r.runDeferred()
+	r.worked = t
 }
 
 // awake ends a sleep. When someone claimed the wake-up, their write to wakeFD is

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -894,6 +895,168 @@ func TestNapsFollowTheLengthOfSleeps(t *testing.T) {
 	if p.nap() == 0 {
 		t.Error("naps did not come back")
 	}
+}
+
+// A nap is hidden from the Go scheduler: a collection waits for its end, which comes though
+// nothing happens.
+func TestACollectionWaitsForNoMoreThanANap(t *testing.T) {
+	each(t, func(t *testing.T, c Config) {
+		c.Poll = PollOff
+		r := begin(t, c)
+		for range 20 {
+			for range 50 { // sleeps are short
+				run(t, r, func(*Reactor) {})
+			}
+			start := time.Now()
+			runtime.GC()
+			if took := time.Since(start); took > 5*time.Second {
+				t.Fatalf("a collection took %v", took)
+			}
+		}
+		run(t, r, func(r *Reactor) {
+			if r.idle.nap() == 0 {
+				t.Log("sleeps were too long here for naps")
+			}
+		})
+	})
+}
+
+func TestTimersFireInTheMiddleOfNaps(t *testing.T) {
+	each(t, func(t *testing.T, c Config) {
+		c.Poll = PollOff
+		r := begin(t, c)
+		for range 20 {
+			for range 20 {
+				run(t, r, func(*Reactor) {})
+			}
+			for _, after := range []time.Duration{100 * time.Microsecond, napMax / 2, napMax, 3 * napMax / 2, 2 * napMax, 5 * napMax} {
+				fired := make(chan time.Duration, 1)
+				run(t, r, func(r *Reactor) {
+					armed := r.Clock()
+					r.Arm(&Timer{Func: func() { fired <- time.Duration(r.Clock() - armed) }}, after)
+				})
+				select {
+				case took := <-fired:
+					if took < after {
+						t.Fatalf("a timer of %v fired after %v", after, took)
+					}
+				case <-time.After(20 * time.Second):
+					t.Fatalf("a timer of %v did not fire", after)
+				}
+			}
+		}
+	})
+}
+
+func TestLull(t *testing.T) {
+	const long = 20 * time.Second
+	each(t, func(t *testing.T, c Config) {
+		r := begin(t, c)
+		lull := func(d time.Duration) (took time.Duration) {
+			done := make(chan time.Duration, 1)
+			run(t, r, func(r *Reactor) {
+				start := r.Clock()
+				r.Lull(d)
+				r.Arm(&Timer{Func: func() { done <- time.Duration(r.Clock() - start) }}, d+time.Microsecond)
+			})
+			return <-done
+		}
+		before := r.Stats()
+		if took := lull(2 * time.Millisecond); took < 2*time.Millisecond {
+			t.Errorf("a turn came %v after a lull of 2 ms was asked for", took)
+		}
+		nextTurn(t, r)
+		if s := r.Stats(); s.Spun-before.Spun < time.Millisecond {
+			t.Errorf("a lull of 2 ms counts as %v of spinning", s.Spun-before.Spun)
+		}
+
+		start := time.Now()
+		run(t, r, func(r *Reactor) { r.Lull(long) })
+		run(t, r, func(*Reactor) {}) // a message
+		run(t, r, func(r *Reactor) { r.Lull(long) })
+		r.Post(TaskFunc(func(*Reactor) {}))
+		fired := make(chan struct{})
+		run(t, r, func(r *Reactor) {
+			r.Lull(long)
+			r.Arm(&Timer{Func: func() { close(fired) }}, time.Millisecond)
+		})
+		await(t, fired, "a timer in a lull")
+		file := tempFile(t, 4096)
+		run(t, r, func(r *Reactor) {
+			if err := r.Reserve(1); err != nil {
+				t.Error(err)
+			}
+		})
+		read := make(chan struct{})
+		run(t, r, func(r *Reactor) {
+			r.SubmitIO(&IO{Op: OpRead, FD: int(file.Fd()), Buf: make([]byte, 4096), Done: func(*IO) { close(read) }})
+			r.Lull(long)
+		})
+		await(t, read, "an operation")
+		run(t, r, func(r *Reactor) { r.Lull(long) })
+		r.Stop()
+		if took := time.Since(start); took >= long {
+			t.Errorf("messages, timers, operations and a stop took %v: a lull held them up", took)
+		}
+	})
+	t.Run("off", func(t *testing.T) {
+		r := begin(t, Config{Poll: PollOff, Log: slog.New(slog.DiscardHandler)})
+		run(t, r, func(r *Reactor) { r.Lull(long) })
+		nextTurn(t, r)
+		if s := r.Stats(); s.Spun != 0 {
+			t.Errorf("a reactor that does not poll spun %v in a lull", s.Spun)
+		}
+	})
+}
+
+func TestActivity(t *testing.T) {
+	each(t, func(t *testing.T, c Config) {
+		r := begin(t, c)
+		activity := func() (found uint64, idle time.Duration) {
+			run(t, r, func(r *Reactor) { found, idle = r.Activity() })
+			return found, idle
+		}
+		before, _ := activity()
+		if after, _ := activity(); after <= before {
+			t.Errorf("%d events found, then %d: a message is one", before, after)
+		}
+		reader, writer := socketpair(t)
+		reported := make(chan time.Duration, 1)
+		w := &Watch{FD: reader}
+		w.Ready = func(uint32) {
+			_, idle := r.Activity()
+			_, _ = unix.Read(reader, make([]byte, 1)) // a byte is there
+			reported <- idle
+		}
+		run(t, r, func(r *Reactor) {
+			if err := r.AddWatch(w); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(30 * time.Millisecond)
+		if _, err := unix.Write(writer, []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if idle := <-reported; idle < 15*time.Millisecond {
+			t.Errorf("idle for %v after 30 ms of nothing", idle)
+		}
+		run(t, r, func(r *Reactor) { r.RemoveWatch(w) })
+		closeFD(t, reader)
+		closeFD(t, writer)
+		var idle time.Duration
+		done := make(chan struct{})
+		run(t, r, func(r *Reactor) {
+			time.Sleep(30 * time.Millisecond)
+			r.Post(TaskFunc(func(r *Reactor) {
+				_, idle = r.Activity()
+				close(done)
+			}))
+		})
+		await(t, done, "a message")
+		if idle >= 15*time.Millisecond {
+			t.Errorf("idle for %v after a turn that worked", idle)
+		}
+	})
 }
 
 func TestStatsAreReadWhileTheReactorRuns(t *testing.T) {

@@ -316,6 +316,37 @@ func TestWaitEndsInTime(t *testing.T) {
 	}
 }
 
+func TestOneTimeoutEndsANap(t *testing.T) {
+	r := open(t, Config{})
+	const limit = 2 * time.Millisecond
+	for range 5 {
+		s := r.SQE()
+		r.Timeout(s, int64(limit))
+		s.UserData = 7
+		for i := range 3 { // ended by something else
+			n := r.SQE()
+			n.Opcode, n.UserData = OpNop, uint64(i+1)
+			if err := r.Nap(); err != nil {
+				t.Fatal(err)
+			}
+			if c := next(t, r); c.UserData == 7 {
+				t.Skip("this machine is too slow: the time was over at once")
+			} else if c.UserData != uint64(i+1) {
+				t.Fatalf("completion %+v", c)
+			}
+		}
+		start := time.Now()
+		for r.Peek() == nil { // signals of the Go runtime end naps, too
+			if err := r.Nap(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c := next(t, r); c.UserData != 7 || c.Result != -int32(unix.ETIME) || time.Since(start) > 10*time.Second {
+			t.Fatalf("completion %+v after %v, want a timeout after %v", c, time.Since(start), limit)
+		}
+	}
+}
+
 func TestSignalsEndAWaitWithoutAnError(t *testing.T) {
 	r := open(t, Config{})
 	s := r.SQE() // submitted by the Enter that is interrupted

@@ -44,6 +44,7 @@ type Ring struct {
 	// on the heap and does not move, as a goroutine's stack may.
 	arg     getEventsArg
 	timeout timespec
+	span    timespec // of Timeout
 	vector  iovec
 	file    int32
 }
@@ -205,42 +206,50 @@ func (r *Ring) NeedsEnter() bool {
 	return atomic.LoadUint32(r.sqFlags)&(sqTaskrun|sqCQOverflow) != 0
 }
 
-// rawWaitMax is the longest wait, in nanoseconds, made by RawSyscall. The Go
-// scheduler then takes the thread for a running one: its monitor does not wake
-// every 20 µs to take the processor away, which on a reactor's own CPU costs 3 to
-// 6 % of it. The price is that a garbage collection may wait this long to stop
-// the world.
-const rawWaitMax = 1_000_000
-
 // Enter submits every pending entry, lets the kernel post completions, and
 // waits until there are at least wait of them or timeout nanoseconds have
 // passed (negative: no limit). Interruption by a signal is not an error.
 //
-// A wait of 0 never sleeps. A wait of up to rawWaitMax is hidden from the Go
-// scheduler: see there.
+// A wait of 0 never sleeps.
 func (r *Ring) Enter(wait uint32, timeout int64) error {
+	return r.enter(wait, timeout, false)
+}
+
+// Nap is an Enter that waits for one completion, for as long as it takes, and is hidden from
+// the Go scheduler, which takes the thread for a running one: its monitor does not wake
+// every 20 µs to take the processor away, which on a reactor's own CPU costs 3 to 6 % of it.
+// The price is that a garbage collection waits to stop the world. So the caller has an entry
+// in the ring, made by Timeout, that completes within a millisecond or so: one entry for
+// many naps, where a limit of each would cost the kernel a timer, which is 7 µs of CPU in a
+// virtual machine.
+func (r *Ring) Nap() error { return r.enter(1, -1, true) }
+
+// Timeout makes s an entry that completes, with -ETIME, that many nanoseconds after it is
+// submitted. There is one at a time in a ring.
+func (r *Ring) Timeout(s *SQE, nanoseconds int64) {
+	r.span = timespec{Sec: nanoseconds / 1e9, Nsec: nanoseconds % 1e9}
+	s.Opcode, s.FD = OpTimeout, -1
+	s.Addr, s.Length = uint64(uintptr(unsafe.Pointer(&r.span))), 1
+}
+
+func (r *Ring) enter(wait uint32, timeout int64, hidden bool) error {
 	atomic.StoreUint32(r.sqTail, r.pending)
 	for {
 		submit := r.Pending() // by the kernel's head: an Enter that failed took nothing
 		var err unix.Errno
 		var n uintptr
 		switch {
-		case wait == 0:
-			n, _, err = unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(submit), 0, uintptr(enterGetEvents), 0, 0)
+		case wait == 0 || hidden:
+			n, _, err = unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(submit), uintptr(wait), uintptr(enterGetEvents), 0, 0)
 		case timeout < 0:
 			n, _, err = unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(submit), uintptr(wait), uintptr(enterGetEvents), 0, 0)
 		default:
 			r.timeout = timespec{Sec: timeout / 1e9, Nsec: timeout % 1e9}
 			r.arg = getEventsArg{Timeout: uint64(uintptr(unsafe.Pointer(&r.timeout)))}
-			if timeout <= rawWaitMax {
-				n, _, err = unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(submit), uintptr(wait),
-					uintptr(enterGetEvents|enterExtArg), uintptr(unsafe.Pointer(&r.arg)), unsafe.Sizeof(r.arg))
-			} else {
-				n, _, err = unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(submit), uintptr(wait),
-					uintptr(enterGetEvents|enterExtArg), uintptr(unsafe.Pointer(&r.arg)), unsafe.Sizeof(r.arg))
-			}
-			runtime.KeepAlive(r)
+			n, _, err = unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(submit), uintptr(wait),
+				uintptr(enterGetEvents|enterExtArg), uintptr(unsafe.Pointer(&r.arg)), unsafe.Sizeof(r.arg))
 		}
+		runtime.KeepAlive(r)
 		switch err {
 		case 0:
 			if n == 0 || r.Pending() == 0 {
