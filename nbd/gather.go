@@ -28,8 +28,8 @@ const (
 // a while.
 //
 // The client must have more in flight than gathers, or it waits for replies meanwhile. That
-// shows in the look that follows the replies: if it finds nothing, the client had nothing left
-// to send, and gathering is tried half as often.
+// shows in the look that ends the lull, and in the one that follows the replies: if either finds
+// nothing, the client had nothing left to send, and gathering is tried half as often.
 type gathering struct {
 	looks  int // in a row, without idling, with nobody else's work, that found requests
 	needed int // of them before it is tried; 0: never
@@ -71,11 +71,11 @@ func (g *gathering) look(found uint64, idle time.Duration, begun, taken int) boo
 	g.found = found + 1
 	state := g.state
 	g.state = gatherNone
-	if state == gatherReplied {
-		if idle > 0 {
-			g.looks, g.needed = 0, min(2*g.needed, gatherAfterMax)
-			return false
-		}
+	switch {
+	case state != gatherNone && idle > 0:
+		g.looks, g.needed = 0, min(2*g.needed, gatherAfterMax)
+		return false
+	case state == gatherReplied:
 		g.needed = max(g.needed/2, gatherAfter)
 	}
 	if !stream {

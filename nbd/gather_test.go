@@ -86,6 +86,11 @@ func TestAStarvedClientIsLeftAlone(t *testing.T) {
 	if s.needed != gatherAfterMax {
 		t.Errorf("%d looks are needed, more than %d", s.needed, gatherAfterMax)
 	}
+	quiet := newStream()
+	quiet.untilLull(0, 2)
+	if quiet.next(1, 4) || quiet.needed != 2*gatherAfter {
+		t.Errorf("nothing came in a lull, and %d looks are needed, want %d", quiet.needed, 2*gatherAfter)
+	}
 	s.untilLull(0, 2)
 	for needed = gatherAfterMax / 2; needed >= gatherAfter; needed /= 2 { // it has more in flight now
 		if s.next(0, 4) {
