@@ -373,7 +373,8 @@ func (r *Reactor) runDeferred() (found bool) {
 
 // Lull puts the next turn off by d: for an owner whose work comes in one by one, faster
 // than turns take, and costs less when some has gathered. Messages and timers end it, and
-// there is none while an operation is in flight. It is time at work: the reactor spins.
+// there is none while an operation is in flight, or where the reactor does not poll. The
+// reactor spins, and counts it so.
 //
 // Bounds: d delays everyone on the reactor; see Activity for how to find that there is
 // nobody else.
