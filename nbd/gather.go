@@ -24,8 +24,7 @@ const (
 // A client that keeps many requests in flight sends the next as it takes each reply. The
 // server, which is done sooner, finds one or two of them each time it looks, and pays the
 // looking and the reply's system call for one or two (5.5 µs of CPU a read, where 3.6 do for
-// eight), while its calls hold the socket's lock against the client. So it does not look for
-// a while.
+// eight), and the client is slower for it. So it does not look for a while.
 //
 // The client must have more in flight than gathers, or it waits for replies meanwhile. That
 // shows in the look that ends the lull, and in the one that follows the replies: if either finds

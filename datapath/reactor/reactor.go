@@ -103,7 +103,6 @@ type engine interface {
 	// nap is wait with a limit of at most napMax, hidden from the Go scheduler where
 	// the engine can. It may end sooner without an event.
 	nap(limit int64) int
-	// needsSyscall reports that poll would enter the kernel.
 	close()
 }
 

@@ -897,6 +897,13 @@ func TestNapsFollowTheLengthOfSleeps(t *testing.T) {
 	}
 }
 
+// shortSleeps leaves a reactor that naps.
+func shortSleeps(t *testing.T, r *Reactor) {
+	for range 50 {
+		run(t, r, func(*Reactor) {})
+	}
+}
+
 // A nap is hidden from the Go scheduler: a collection waits for its end, which comes though
 // nothing happens.
 func TestACollectionWaitsForNoMoreThanANap(t *testing.T) {
@@ -904,9 +911,7 @@ func TestACollectionWaitsForNoMoreThanANap(t *testing.T) {
 		c.Poll = PollOff
 		r := begin(t, c)
 		for range 20 {
-			for range 50 { // sleeps are short
-				run(t, r, func(*Reactor) {})
-			}
+			shortSleeps(t, r)
 			start := time.Now()
 			runtime.GC()
 			if took := time.Since(start); took > 5*time.Second {
@@ -921,14 +926,29 @@ func TestACollectionWaitsForNoMoreThanANap(t *testing.T) {
 	})
 }
 
+// Signals of the Go runtime end a nap too, but only every 10 ms.
+func TestANapEndsByItself(t *testing.T) {
+	each(t, func(t *testing.T, c Config) {
+		shortest := time.Hour
+		run(t, begin(t, c), func(r *Reactor) {
+			for range 50 {
+				start := time.Now()
+				r.engine.nap(napMax)
+				shortest = min(shortest, time.Since(start))
+			}
+		})
+		if shortest > 5*napMax {
+			t.Errorf("the shortest of 50 naps of 1 ms took %v", shortest)
+		}
+	})
+}
+
 func TestTimersFireInTheMiddleOfNaps(t *testing.T) {
 	each(t, func(t *testing.T, c Config) {
 		c.Poll = PollOff
 		r := begin(t, c)
 		for range 20 {
-			for range 20 {
-				run(t, r, func(*Reactor) {})
-			}
+			shortSleeps(t, r)
 			for _, after := range []time.Duration{100 * time.Microsecond, napMax / 2, napMax, 3 * napMax / 2, 2 * napMax, 5 * napMax} {
 				fired := make(chan time.Duration, 1)
 				run(t, r, func(r *Reactor) {
