@@ -389,10 +389,29 @@ func TestReadOnlyDeviceRefusesWrites(t *testing.T) {
 	}
 }
 
+// wantNoPoll checks that the kernel does not ask the server about polling: were it to, the
+// runtime of Go, which polls what a program opens, could stop this process for good.
+func wantNoPoll(t *testing.T, target *fuse.Target) {
+	t.Helper()
+	fd, err := unix.Open(target.File(), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }() // nothing is written
+	asked := target.Stats().Control
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); n != 1 || err != nil {
+		t.Errorf("poll: %d, %v", n, err)
+	}
+	if now := target.Stats().Control; now != asked {
+		t.Errorf("%d questions of the kernel for one poll", now-asked)
+	}
+}
+
 func TestFileItselfAnswersAsAFileDoes(t *testing.T) {
 	require(t)
 	store := memory(t, memdev.Config{Size: 1<<20 + 4096})
 	target := start(t, fuse.Config{Device: store, Loop: fuse.AnyLoop})
+	wantNoPoll(t, target)
 	f, err := os.OpenFile(target.File(), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -761,63 +780,4 @@ func TestStopDoesNotWaitForAStoreThatHangs(t *testing.T) {
 	fault.Release()
 	<-closed
 	stop(t, target)
-}
-
-func TestIdleDevicesTakeLittle(t *testing.T) {
-	require(t)
-	const count = 110
-	rs := reactors(t, 2, reactor.EngineAuto)
-	dir := t.TempDir()
-	before := resident(t)
-	var targets []*fuse.Target
-	var first, last time.Duration
-	for i := range count {
-		began := time.Now()
-		targets = append(targets, start(t, fuse.Config{
-			Device: memory(t, memdev.Config{Size: 16 << 20}), Loop: fuse.AnyLoop, Reactors: rs, Dir: dir, Name: testName(t) + strconv.Itoa(i),
-		}))
-		took := time.Since(began)
-		if i < 10 {
-			first += took
-		} else if i >= count-10 {
-			last += took
-		}
-	}
-	for _, target := range targets { // each has been used
-		f := openDevice(t, target.Path())
-		b := aligned(t, 64<<10)
-		if _, err := f.WriteAt(b, 0); err != nil {
-			t.Fatal(err)
-		}
-		_ = f.Close() // nothing is dirty past the page cache
-	}
-	per := (resident(t) - before) / count
-	t.Logf("%d KiB of resident memory for a device with one queue of 128; attach: %v, the last ten %v", per>>10, first/10, last/10)
-	if per > 1<<20 {
-		t.Errorf("%d bytes for an idle device", per)
-	}
-	list, err := fuse.List(within(t), nil)
-	if err != nil || len(list) < count {
-		t.Errorf("%d listed, %v", len(list), err)
-	}
-	time.Sleep(200 * time.Millisecond)
-	turns := rs[0].Stats().Turns + rs[1].Stats().Turns
-	time.Sleep(time.Second)
-	if turns = rs[0].Stats().Turns + rs[1].Stats().Turns - turns; turns > 50 {
-		t.Errorf("%d turns in a second of idleness", turns)
-	}
-}
-
-// resident is the process's resident memory in bytes.
-func resident(t testing.TB) int64 {
-	t.Helper()
-	b, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pages, err := strconv.ParseInt(strings.Fields(string(b))[1], 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pages * int64(os.Getpagesize())
 }

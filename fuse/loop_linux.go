@@ -179,6 +179,7 @@ func attachLoop(file, carried string, number int, block uint32, readOnly bool) (
 	if err := askSize(fd); err != nil {
 		return AnyLoop, fmt.Errorf("fuse: size of %s: %w", file, err)
 	}
+	askPoll(fd)
 	control, err := openControl()
 	if err != nil {
 		return AnyLoop, err
@@ -218,6 +219,14 @@ func attachLoop(file, carried string, number int, block uint32, readOnly bool) (
 func askSize(fd int) error {
 	var st unix.Statx_t
 	return unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &st)
+}
+
+// askPoll has the kernel ask the server once whether the file can be polled, and hear that
+// it cannot, after which it never asks again. Go polls every file it opens, within the
+// runtime and with the runtime's own epoll: a program that opens the file of a mount that
+// it serves itself would hold up the very reactor that has to answer.
+func askPoll(fd int) {
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0) // the question is all that matters
 }
 
 func configure(number int, config *unix.LoopConfig) error {

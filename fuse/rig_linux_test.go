@@ -2,7 +2,6 @@ package fuse_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -51,7 +49,7 @@ func TestMain(m *testing.M) {
 	case alone():
 		goleak.VerifyTestMain(m)
 	default:
-		os.Exit(runAlone())
+		os.Exit(testenv.RunInNamespace())
 	}
 	if err != nil {
 		fmt.Println("error:", err)
@@ -60,33 +58,11 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-// aloneVariable says that the tests run in a mount namespace of their own.
-const aloneVariable = "ASHLAR_FUSE_ALONE"
-
-// alone tells whether the tests need no mount namespace of their own. They mount file
-// systems, and a process beside them that makes itself a namespace meanwhile takes
-// copies of the mounts along, so that devices stay in use.
+// alone tells whether the tests are in a mount namespace of their own, or need none.
 func alone() bool {
-	return os.Getenv(aloneVariable) != "" || os.Geteuid() != 0 || slices.ContainsFunc(os.Args, func(s string) bool {
+	return testenv.InNamespace() || os.Geteuid() != 0 || slices.ContainsFunc(os.Args, func(s string) bool {
 		return strings.HasPrefix(s, "-test.fuzz") && !strings.HasPrefix(s, "-test.fuzzcachedir")
 	})
-}
-
-func runAlone() int {
-	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Env = append(os.Environ(), aloneVariable+"=1")
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := c.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		return max(exit.ExitCode(), 1)
-	case err != nil:
-		fmt.Println(err)
-		return 1
-	}
-	return 0
 }
 
 // keep is a keeper until standard input ends.

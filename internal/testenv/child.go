@@ -5,7 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // Child is another process of this test binary, which its TestMain tells from the test by
@@ -16,18 +18,20 @@ type Child struct {
 	Errors  Output // what it wrote to standard error
 
 	input io.WriteCloser
+	limit time.Duration // for its first line
 }
 
 // NewChild makes one with a variable, NAME=VALUE. It does not run yet.
 func NewChild(variable string) *Child {
-	c := &Child{Command: exec.Command("/proc/self/exe")}
+	c := &Child{Command: exec.Command("/proc/self/exe"), limit: 3 * time.Minute}
 	c.Command.Env = append(os.Environ(), variable)
 	c.Command.Stderr = &c.Errors
 	return c
 }
 
 // Start starts it and waits for its first line, on standard output. One that says nothing,
-// or what begins with "error", fails t.
+// or what begins with "error", fails t; so does one that has said nothing after three
+// minutes, with what its goroutines are doing.
 func (c *Child) Start(t testing.TB) {
 	t.Helper()
 	var err error
@@ -41,6 +45,8 @@ func (c *Child) Start(t testing.TB) {
 	if err := c.Command.Start(); err != nil {
 		t.Fatal(err)
 	}
+	hung := time.AfterFunc(c.limit, func() { _ = c.Command.Process.Signal(syscall.SIGQUIT) }) // it lives until waited for
+	defer hung.Stop()
 	var b [300]byte
 	n, _ := out.Read(b[:]) // nothing, of one that ended
 	c.Said = strings.TrimSpace(string(b[:n]))

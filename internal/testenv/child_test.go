@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 const childVariable = "ASHLAR_TESTENV_CHILD"
@@ -15,6 +16,17 @@ func TestMain(m *testing.M) {
 	case "":
 		os.Exit(m.Run())
 	case "silent":
+	case "hang":
+		time.Sleep(time.Minute)
+	case "namespace", "namespace fail":
+		if !InNamespace() {
+			os.Exit(RunInNamespace())
+		}
+		where, _ := os.Readlink("/proc/self/ns/mnt") // "" fails the test
+		fmt.Println(where)
+		if words != "namespace" {
+			os.Exit(5)
+		}
 	default:
 		fmt.Println(words)
 		fmt.Fprintln(os.Stderr, "beside it")
@@ -44,8 +56,12 @@ func TestChildDoesWhatItIsTold(t *testing.T) {
 }
 
 func TestChildThatDoesNotStart(t *testing.T) {
-	for words, want := range map[string]string{"silent": `says ""`, "error: no disk": "no disk"} {
-		if r := record(t, func(tb testing.TB) { NewChild(childVariable + "=" + words).Start(tb) }); !strings.Contains(r.failed, want) {
+	for words, want := range map[string]string{"silent": `says ""`, "error: no disk": "no disk", "hang": "time.Sleep("} {
+		c := NewChild(childVariable + "=" + words)
+		if words == "hang" {
+			c.limit = 100 * time.Millisecond
+		}
+		if r := record(t, func(tb testing.TB) { c.Start(tb) }); !strings.Contains(r.failed, want) {
 			t.Errorf("%s: %q", words, r.failed)
 		}
 	}

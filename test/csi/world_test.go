@@ -53,33 +53,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
-	if code, done := inNamespace(); done {
-		os.Exit(code)
+	if os.Getenv("ASHLAR_CSI") == "1" && os.Geteuid() == 0 && !testenv.InNamespace() {
+		os.Exit(testenv.RunInNamespace())
 	}
 	os.Exit(m.Run())
-}
-
-// namespaceVariable says that the process is in a mount namespace of its own.
-const namespaceVariable = "ASHLAR_CSI_NAMESPACE"
-
-// inNamespace runs this test program again in a mount namespace of its own, so that
-// what it mounts is in nobody else's, whose mounts would keep the devices open, and
-// ends with it.
-func inNamespace() (code int, done bool) {
-	if os.Getenv("ASHLAR_CSI") != "1" || os.Geteuid() != 0 || os.Getenv(namespaceVariable) != "" {
-		return 0, false
-	}
-	c := exec.Command(os.Args[0], os.Args[1:]...)
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.Env = append(os.Environ(), namespaceVariable+"=1")
-	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := c.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		fmt.Fprintln(os.Stderr, err)
-		return 2, true
-	}
-	return c.ProcessState.ExitCode(), true
 }
 
 // require skips t outside make test-csi.
