@@ -14,6 +14,7 @@ type commitWork struct {
 	spaces  []waiter     // and give back what was freed
 	regions []regionWait // make a region dirty
 	txns    []*txn
+	streams []streamRegion
 	ahead   []regionAhead
 	cleans  []uint32 // regions that have become clean
 	unused  []uint32 // regions that were made dirty ahead, for nothing
@@ -27,7 +28,7 @@ func (w *commitWork) reset() {
 	clear(w.regions)
 	clear(w.txns)
 	*w = commitWork{flushes: w.flushes[:0], spaces: w.spaces[:0], regions: w.regions[:0], txns: w.txns[:0],
-		ahead: w.ahead[:0], cleans: w.cleans[:0], unused: w.unused[:0]}
+		streams: w.streams[:0], ahead: w.ahead[:0], cleans: w.cleans[:0], unused: w.unused[:0]}
 }
 
 type regionWait struct {
@@ -35,10 +36,19 @@ type regionWait struct {
 	w     waiter
 }
 
-// regionAhead is a region without data that becomes dirty together with one before it.
+// regionAhead is a region that becomes dirty though nobody waits for it: without data,
+// together with one before it, or for a stream.
 type regionAhead struct {
 	index  uint32
 	before regionState // what it is again if nobody writes to it
+	next   bool        // see regionNext
+}
+
+// streamRegion is a region that a stream comes to: it is made dirty if it has data, is
+// clean, and its checksums are in memory.
+type streamRegion struct {
+	index uint32
+	next  bool // see regionNext
 }
 
 // txn changes several things at once. The committer runs apply, with applyMu
@@ -204,7 +214,7 @@ func (p *Pool) commit(w *commitWork) {
 	if p.config.ReadOnly && err == nil {
 		err = p.writable()
 	}
-	if err == nil && len(w.regions)+len(w.cleans)+len(w.unused) > 0 && !full {
+	if err == nil && len(w.regions)+len(w.streams)+len(w.cleans)+len(w.unused) > 0 && !full {
 		err = p.commitRegions(w)
 	} else if err == nil && full {
 		err = p.commitMaps(w)
@@ -267,14 +277,15 @@ func (p *Pool) regionRecords(b []byte, w *commitWork) []byte {
 const regionsAhead = 7
 
 // lookAhead finds the regions that are to become dirty as well: fresh ones behind a
-// fresh one, and ones whose clusters are all free again. sumsMu is held.
+// fresh one, ones whose clusters are all free again, and those that streams come to. sumsMu
+// is held.
 func (p *Pool) lookAhead(w *commitWork) {
 	w.ahead = w.ahead[:0]
-	add := func(index uint32, before regionState) {
+	add := func(index uint32, before regionState, next bool) {
 		same := func(x regionAhead) bool { return x.index == index }
 		asked := func(x regionWait) bool { return x.index == index }
 		if !slices.ContainsFunc(w.ahead, same) && !slices.ContainsFunc(w.regions, asked) {
-			w.ahead = append(w.ahead, regionAhead{index, before})
+			w.ahead = append(w.ahead, regionAhead{index, before, next})
 		}
 	}
 	for _, x := range w.regions {
@@ -287,18 +298,25 @@ func (p *Pool) lookAhead(w *commitWork) {
 			switch regionState(z.states[i].Load()) {
 			case regionFresh:
 				if fresh && p.installFresh(g, z, index) {
-					add(index, regionFresh)
+					add(index, regionFresh, false)
 				}
 			case regionClean:
 				fresh = false
 				if z.disk != nil && g.state.Load()&(regionUntrusted|regionIsDirty) == 0 &&
 					p.alloc.empty(z.index, i*regionClusters, regionClusters) {
 					p.installEmpty(g)
-					add(index, regionClean)
+					add(index, regionClean, false)
 				}
 			default:
 				fresh = false
 			}
+		}
+	}
+	for _, x := range w.streams {
+		g, z := p.regionAt(x.index)
+		if regionState(z.states[x.index%uint32(len(z.regions))].Load()) == regionClean && z.disk != nil && g.page.Load() != nil &&
+			g.state.Load()&(regionUntrusted|regionIsDirty) == 0 {
+			add(x.index, regionClean, x.next)
 		}
 	}
 }
@@ -345,10 +363,16 @@ func (p *Pool) markDirty(w *commitWork) {
 	}
 	for _, x := range w.ahead {
 		g, _ := p.regionAt(x.index)
-		g.state.Or(regionIsDirty | regionUsed)
-		p.dirty[x.index] = &dirtyRegion{ahead: true, before: x.before, version: g.version()}
+		bits := uint64(regionIsDirty | regionUsed)
+		if x.next {
+			bits |= regionNext
+		}
+		// A write that found it clean just now is not under way, but counts until it has
+		// seen that, and will ask; the version is not that of an untouched region then.
+		old := g.state.Or(bits)
+		p.dirty[x.index] = &dirtyRegion{ahead: old&regionWriters == 0, before: x.before, version: old / regionVersion}
 	}
-	if len(w.regions) > 0 {
+	if len(w.regions)+len(w.ahead) > 0 {
 		p.wakeKeeper()
 	}
 }

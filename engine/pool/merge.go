@@ -375,7 +375,7 @@ func (p *Pool) copyBlocks(from, to, mask uint32) error {
 		}
 		sums = gFrom.page.Load()
 	}
-	for !gTo.enter() {
+	for gTo.enter()&regionIsDirty == 0 {
 		w := make(flushWaiter, 1)
 		p.askDirty(iTo, w)
 		if err := <-w; err != nil {

@@ -708,6 +708,12 @@ var worldOps = map[string]func(w *world){
 	"checkpoint": func(w *world) { w.check(w.pool.checkpoint(), "checkpoint") },
 	"clean":      func(w *world) { w.check(w.pool.cleanRegions(0), "clean") },
 	"forget":     func(w *world) { w.pool.dropSums() },
+	"ready": func(w *world) { // as a stream asks for it
+		w.pool.makeReady(streamAsk{uint32(w.draw(30, "region")), w.draw(4, "change") > 0}, alignedBytes(streamGroup*pairSize))
+		if w.config.Manual {
+			w.check(w.pool.commitAll(), "commit") // at this point, not at some
+		}
+	},
 	"scrub": func(w *world) {
 		j, err := w.pool.Scrub(1 << 40)
 		w.check(err, "scrub")
@@ -765,7 +771,7 @@ var worldOps = map[string]func(w *world){
 
 // worldWeights make a run mostly of changes.
 var worldWeights = map[string]int{"write": 30, "fill": 3, "together": 6, "zero": 8, "discard": 8, "read": 6, "flush": 4, "create": 5, "snapshot": 8, "group": 3, "delete snapshot": 8,
-	"clone": 5, "revert": 3, "resize": 3, "delete volume": 3, "maintain": 5, "checkpoint": 4, "clean": 3, "forget": 3, "scrub": 2, "reopen": 3, "die": 4,
+	"clone": 5, "revert": 3, "resize": 3, "delete volume": 3, "maintain": 5, "checkpoint": 4, "clean": 3, "forget": 3, "ready": 5, "scrub": 2, "reopen": 3, "die": 4,
 	"power": 4, "grow": 1, "add disk": 1, "changes": 5, "extents": 5, "space": 2}
 
 // TestRandomOperationsAgreeWithModel runs random operations on pools of many shapes

@@ -32,7 +32,8 @@ func Open(c Config) (*Pool, error) {
 	}
 	p := &Pool{config: c, log: c.Log, start: time.Now(), r: c.Reactor, layers: map[uint32]*layer{}, volumes: map[string]*volume{},
 		snapshots: map[uuid.UUID]*snapshotSet{}, dirty: map[uint32]*dirtyRegion{},
-		kick: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopping: make(chan struct{})}
+		kick: make(chan struct{}, 1), wake: make(chan struct{}, 1), stopping: make(chan struct{}),
+		streamAsks: make(chan streamAsk, streamAsks), streamsEnd: make(chan struct{})}
 	p.epoch.Store(2)
 	p.scrub.keepEvery = scrubKeepEvery
 	p.rebuilds.waiting = map[uint32][]waiter{}
@@ -54,6 +55,8 @@ func Open(c Config) (*Pool, error) {
 		if !c.Manual {
 			p.stopped.Add(1)
 			go p.runKeeper() // ends with stopping
+			p.streamsDone.Add(1)
+			go p.runStreams() // ends with streamsEnd
 		}
 	}
 	return p, nil
@@ -757,6 +760,7 @@ func (p *Pool) Close() error {
 		p.jobs.stop()
 		p.jobs.wait() // they need the committer
 		p.jobs.endAll(errClosing)
+		p.endStreams() // what it makes dirty is made clean
 		flags := superClean
 		if p.failed() == nil {
 			if err := p.settle(); err != nil {

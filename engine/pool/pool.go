@@ -73,7 +73,12 @@ type Pool struct {
 	}
 	awaiting []spaceWait // owned by the committer
 	kick     chan struct{}
-	journal  journal
+
+	streamAsks  chan streamAsk // what streams come to next
+	streamsEnd  chan struct{}  // closed to end who serves that
+	streamsDone sync.WaitGroup
+
+	journal journal
 
 	freed struct { // by discards and merges; the record that frees them is not durable yet
 		sync.Mutex

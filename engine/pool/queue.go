@@ -3,6 +3,7 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -49,7 +50,9 @@ type queue struct {
 	reads      bounces // for reads, which may wait for blocks while they have one
 	patches    bounces // for changes, which have their blocks before
 	loaders    [][]byte
+	loading    []*piece // that have one
 	waitLoader []*piece
+	streams    streams
 
 	throttle
 	goOn      reactor.Deferred // takeTurns
@@ -124,6 +127,7 @@ type piece struct {
 	wanted  uint32       // region whose checksums it waits for
 	version uint64       // of that region, before they were read
 	after   func(*piece) // and what then
+	also    *piece       // link in the list of those that wait for the same read
 
 	mask    uint32 // blocks to lock
 	locked  bool
@@ -143,7 +147,7 @@ func (v *volume) openQueue(r *reactor.Reactor, depth int) (*queue, error) {
 	}
 	pieces := depth + min(depth, extraPieces)
 	q := &queue{v: v, p: p, r: r, slots: make([]slot, depth), pieces: make([]piece, pieces),
-		free: make([]*piece, 0, pieces), waitLoader: make([]*piece, 0, pieces),
+		free: make([]*piece, 0, pieces), waitLoader: make([]*piece, 0, pieces), loading: make([]*piece, 0, loaderCount),
 		held: make([]*slot, 0, depth), continuing: make([]*slot, 0, depth), continued: make([]*slot, 0, depth)}
 	q.goOn.Func, q.wakeLater.Func = q.takeTurns, q.wakeOthers
 	q.nextTurn.q = q
@@ -580,7 +584,16 @@ func (c *piece) needSums(index uint32, then func(*piece)) bool {
 	if q.p.installFresh(g, z, index) {
 		return true
 	}
-	c.wanted, c.after = index, then
+	c.wanted, c.after, c.also = index, then, nil
+	for _, other := range q.loading {
+		if other.wanted == index {
+			c.also, other.also = other.also, c
+			return false
+		}
+	}
+	if c.s.r.Op == datapath.OpRead {
+		q.waitsIn(index, false) // a change has said so before
+	}
 	n := len(q.loaders) - 1
 	if n < 0 {
 		q.waitLoader = append(q.waitLoader, c)
@@ -588,6 +601,7 @@ func (c *piece) needSums(index uint32, then func(*piece)) bool {
 	}
 	c.loader = q.loaders[n]
 	q.loaders = q.loaders[:n]
+	q.loading = append(q.loading, c)
 	c.version = g.version()
 	c.submit(datapath.OpRead, 0, z.disk, q.p.sumsOffset(z, index), c.loader, (*piece).sumsRead)
 	return false
@@ -601,13 +615,22 @@ func (c *piece) sumsRead() {
 	}
 	q.loaders = append(q.loaders, c.loader)
 	c.loader = nil
+	i := slices.Index(q.loading, c)
+	q.loading = slices.Delete(q.loading, i, i+1)
 	q.lendLoader()
-	if c.req.Status != datapath.StatusOK {
-		c.then = c.after
-		go func() { c.wake(q.p.loadSums(c.wanted)) }() // one copy may still be read; ends with the piece
-		return
+	failed := c.req.Status != datapath.StatusOK
+	for c != nil {
+		next := c.also
+		c.also = nil
+		if failed {
+			waits := c
+			waits.then = waits.after
+			go func() { waits.wake(q.p.loadSums(waits.wanted)) }() // one copy may still be read; ends with the piece
+		} else {
+			c.after(c)
+		}
+		c = next
 	}
-	c.after(c)
 }
 
 // retrySums goes on with a piece that waited for a loader.

@@ -114,8 +114,9 @@ func (c *piece) verify() {
 			}
 			continue
 		}
-		if g.state.Load()&regionUsed == 0 {
+		if g.state.Load()&(regionUsed|regionNext) != regionUsed {
 			g.touch()
+			c.q.comesTo(g, index, false)
 		}
 		for {
 			data := c.buf[c.done*blockSize:][:blockSize]

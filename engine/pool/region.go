@@ -21,6 +21,7 @@ const (
 	regionIsDirty   = 1 << 24   // durably; implies that page is there
 	regionUntrusted = 1 << 25   // after a crash: checksums must be computed before use
 	regionUsed      = 1 << 26   // since the cache last looked
+	regionNext      = 1 << 27   // the first of a group made ready for a stream: who comes to it asks for the next group
 	regionVersion   = 1 << 32   // one a write
 )
 
@@ -35,13 +36,13 @@ type sumPage struct {
 // is proven by it, and a write replaces it.
 const poison = 0x5bad5bad
 
-// enter begins a write; false: the region is not dirty, nothing was begun.
-func (g *region) enter() bool {
-	if g.state.Add(1+regionVersion)&regionIsDirty != 0 {
-		return true
+// enter begins a write and returns the state; without regionIsDirty in it nothing was
+// begun.
+func (g *region) enter() (state uint64) {
+	if state = g.state.Add(1 + regionVersion); state&regionIsDirty == 0 {
+		g.state.Add(^uint64(regionVersion)) // minus what was added
 	}
-	g.state.Add(^uint64(regionVersion)) // minus what was added
-	return false
+	return state
 }
 
 // leave ends a write whose checksum is in the page.
@@ -56,6 +57,10 @@ func (g *region) touch() {
 		g.state.Or(regionUsed)
 	}
 }
+
+// takeNext reports whether the region was made ready for a stream and nobody has come to it
+// since.
+func (g *region) takeNext() bool { return g.state.And(^uint64(regionNext))&regionNext != 0 }
 
 // clean makes a dirty region clean if nothing has happened since the state was
 // seen.

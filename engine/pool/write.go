@@ -192,10 +192,14 @@ func (c *piece) enterRegion() {
 		c.end(datapath.StatusIO)
 		return
 	}
-	if c.region.enter() {
+	if state := c.region.enter(); state&regionIsDirty != 0 {
+		if state&regionNext != 0 {
+			c.q.comesTo(c.region, c.index, true)
+		}
 		c.send()
 		return
 	}
+	c.q.waitsIn(c.index, true)
 	if !c.needSums(c.index, (*piece).enterRegion) {
 		return
 	}
