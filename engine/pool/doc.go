@@ -12,7 +12,8 @@
 // enters the cluster's region, which must be marked dirty in the journal
 // (region.go), writes the blocks in place, sets their checksums in memory, and then
 // sets their bits in the map. A read looks the blocks up through the layers
-// (layer.go), reads them and compares their checksums; it takes no lock. A flush
+// (layer.go), reads them and compares their checksums; it takes no lock. What streams
+// come to next is made ready before they do (stream.go). A flush
 // flushes the disk, and where maps have changed has the committer write the
 // changes to the journal (commit.go, journal.go). The keeper (keeper.go) does what
 // needs no hurry: it stores checksums, cleans regions, and writes checkpoints of
