@@ -134,9 +134,10 @@ func TestResolvedExportOpensWithItsFirstConnectionAndClosesAfterItsLast(t *testi
 	if opens, open := s.opens.Load(), s.open.Load(); opens != 2 || open != 2 {
 		t.Errorf("opened %d times, %d open; want one device of each export", opens, open)
 	}
-	if counts := rig.server.Connections(); counts["a"] != 2 || counts["b"] != 1 {
-		t.Errorf("connections %v", counts)
-	}
+	eventually(t, "the connections are counted", func() bool { // a moment after its client has been answered
+		counts := rig.server.Connections()
+		return counts["a"] == 2 && counts["b"] == 1
+	})
 	if err := errors.Join(first.Close(), other.Close()); err != nil {
 		t.Error(err)
 	}

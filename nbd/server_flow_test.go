@@ -517,6 +517,7 @@ func TestServerServesAmongManyIdleClients(t *testing.T) {
 func TestServerWaitsForDescriptors(t *testing.T) {
 	rig := startServer(t, serverSetup{}, &Export{Device: memory(t, 1<<20)})
 	s := rig.openSession(HeadersSimple, "")
+	s.write(0, []byte("served")) // a reactor has it, with a descriptor of its own
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
