@@ -253,9 +253,7 @@ func fit(text string, width int, left bool) string {
 	if width <= 0 {
 		return ""
 	}
-	if ansi.StringWidth(text) > width {
-		text = ansi.Truncate(text, width, "…")
-	}
+	text = truncate(text, width)
 	space := strings.Repeat(" ", max(width-ansi.StringWidth(text), 0)) // a wide letter may not fit to the end
 	if left {
 		return text + space

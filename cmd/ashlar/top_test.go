@@ -369,3 +369,14 @@ func TestCellsOfTop(t *testing.T) {
 		}
 	}
 }
+
+// TestTopCutsWhatGrowsWhereItIsCut: U+FE0F makes the letter before it wide.
+func TestTopCutsWhatGrowsWhereItIsCut(t *testing.T) {
+	for _, text := range []string{" \ufe0f? and more", "1\ufe0f\u20e3\ufe0f\ufe0f x", "\ufe0f\ufe0f\ufe0f"} {
+		for width := range 6 {
+			if w := ansi.StringWidth(fill(text, width)); w != width {
+				t.Errorf("%q is %d wide, want %d", text, w, width)
+			}
+		}
+	}
+}

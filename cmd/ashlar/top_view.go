@@ -54,10 +54,22 @@ func (m *topModel) View() string {
 
 // fill makes a line, with its colours, as wide as the terminal.
 func fill(line string, width int) string {
-	if ansi.StringWidth(line) > width {
-		line = ansi.Truncate(line, width, "…")
-	}
+	line = truncate(line, width)
 	return line + strings.Repeat(" ", max(width-ansi.StringWidth(line), 0))
+}
+
+// truncate cuts a text to a width, with an ellipsis. What ansi.Truncate leaves may be
+// wider than asked: a mark that makes the letter before it wide, such as U+FE0F, counts
+// otherwise where it is cut.
+func truncate(text string, width int) string {
+	cut := text
+	for w := width; ansi.StringWidth(cut) > width; w-- {
+		cut = ansi.Truncate(text, max(w, 0), "…")
+		if w <= 0 {
+			return ""
+		}
+	}
+	return cut
 }
 
 // header is the state of the daemon. The most important stands first.
