@@ -133,8 +133,11 @@ func (p *Pool) makeReady(a streamAsk, memory []byte) {
 			return // whoever comes here finds out, and tells
 		}
 		for i := first; i < to; i++ {
-			if absent(i) {
-				p.installSums(&z.regions[i], z, a.index-from+i, b[(i-first)*pairSize:][:pairSize], seen[i-first])
+			index, pair := a.index-from+i, b[(i-first)*pairSize:][:pairSize]
+			// A pair that could not be read, or is damaged, is for whoever comes here: it is
+			// not known to be lost.
+			if _, _, _, ok := newestOfPair(pair, p.id, uint64(index)); ok && absent(i) {
+				p.installSums(&z.regions[i], z, index, pair, seen[i-first])
 			}
 		}
 	}
