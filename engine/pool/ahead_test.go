@@ -88,26 +88,35 @@ func TestFreeSpaceBecomesDirtyAhead(t *testing.T) {
 	g.close()
 
 	for name, d := range map[string]*memdisk.Disk{"while dirty": dead, "when clean": rested, "closed": disk} {
-		g := rigOn(t, d)
-		g.open()
-		v, err := g.pool.OpenVolume("new")
-		if err != nil {
-			t.Fatal(name, err)
-		}
-		c := devtest.NewClient(t, g.r, v, 1)
-		if !bytes.Equal(c.Read(0, uint64(len(want))), want) {
-			t.Errorf("%s: the data is not what was written", name)
-		}
-		c.Write(7*regionClusters*clusterSize, imageFill(clusterSize, 1)) // into a region that was dirty ahead
-		c.Flush()
-		c.Close()
-		if err := errors.Join(v.Close(), g.pool.Maintain()); err != nil {
-			t.Error(name, err)
-		}
-		g.close()
-		if r := g.checkDisks(CheckConfig{Data: true}); len(r.Findings) > 0 {
-			t.Errorf("%s: %+v", name, r.Findings)
-		}
+		reopened(t, name, d, "new", func(c *devtest.Client) {
+			if !bytes.Equal(c.Read(0, uint64(len(want))), want) {
+				t.Errorf("%s: the data is not what was written", name)
+			}
+			c.Write(7*regionClusters*clusterSize, imageFill(clusterSize, 1)) // into a region that was dirty ahead
+			c.Flush()
+		})
+	}
+}
+
+// reopened opens the pool on a disk, has use look at a volume of it, and checks it when
+// it is closed and at rest; when says what the disk went through.
+func reopened(t *testing.T, when string, d *memdisk.Disk, volume string, use func(c *devtest.Client)) {
+	t.Helper()
+	g := rigOn(t, d)
+	g.open()
+	v, err := g.pool.OpenVolume(volume)
+	if err != nil {
+		t.Fatal(when, err)
+	}
+	c := devtest.NewClient(t, g.r, v, 1)
+	use(c)
+	c.Close()
+	if err := errors.Join(v.Close(), g.pool.Maintain()); err != nil {
+		t.Error(when, err)
+	}
+	g.close()
+	if r := g.checkDisks(CheckConfig{Data: true}); len(r.Findings) > 0 {
+		t.Errorf("%s: %+v", when, r.Findings)
 	}
 }
 

@@ -15,10 +15,10 @@ type commitWork struct {
 	regions []regionWait // make a region dirty
 	txns    []*txn
 	streams []streamRegion
-	ahead   []regionAhead
-	cleans  []uint32 // regions that have become clean
-	unused  []uint32 // regions that were made dirty ahead, for nothing
-	commit  bool     // like a flush that nobody waits for
+	ahead   []regionAhead // made by lookAhead
+	cleans  []uint32      // regions that have become clean
+	unused  []uint32      // regions that were made dirty ahead, for nothing
+	commit  bool          // like a flush that nobody waits for
 }
 
 // reset empties w and keeps its memory.

@@ -592,7 +592,7 @@ func (c *piece) needSums(index uint32, then func(*piece)) bool {
 		}
 	}
 	if c.s.r.Op == datapath.OpRead {
-		q.waitsIn(index, false) // a change has said so before
+		q.waitsIn(index, false) // a change says so where it enters the region
 	}
 	n := len(q.loaders) - 1
 	if n < 0 {

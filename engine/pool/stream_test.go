@@ -196,30 +196,17 @@ func TestWritesOfAStreamFindTheirRegionsDirty(t *testing.T) {
 	g.end()
 
 	for name, d := range map[string]*memdisk.Disk{"while dirty": dead, "when clean": rested, "closed": g.disk} {
-		g := rigOn(t, d)
-		g.open()
-		v, err := g.pool.OpenVolume("v")
-		if err != nil {
-			t.Fatal(name, err)
-		}
-		c := devtest.NewClient(t, g.r, v, 1)
-		for region, at := range first {
-			want := imageFill(blockSize, byte(at>>clusterShift))
-			if region < 5 {
-				want = imageFill(blockSize, 0xee)
+		reopened(t, name, d, "v", func(c *devtest.Client) {
+			for region, at := range first {
+				want := imageFill(blockSize, byte(at>>clusterShift))
+				if region < 5 {
+					want = imageFill(blockSize, 0xee)
+				}
+				if got := c.Read(at, blockSize); !bytes.Equal(got, want) {
+					t.Errorf("%s: region %d is not what was written", name, region)
+				}
 			}
-			if got := c.Read(at, blockSize); !bytes.Equal(got, want) {
-				t.Errorf("%s: region %d is not what was written", name, region)
-			}
-		}
-		c.Close()
-		if err := errors.Join(v.Close(), g.pool.Maintain()); err != nil {
-			t.Error(name, err)
-		}
-		g.close()
-		if r := g.checkDisks(CheckConfig{Data: true}); len(r.Findings) > 0 {
-			t.Errorf("%s: %+v", name, r.Findings)
-		}
+		})
 	}
 }
 
@@ -360,7 +347,7 @@ func TestStreamsAreServed(t *testing.T) {
 		c.Write(g.first[region], imageFill(blockSize, 0xee))
 	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-		if _, dirty := g.ready(); len(dirty) >= 8 {
+		if loaded, _ := g.ready(); len(loaded) >= 8 { // and dirty, or so soon, or no more
 			break
 		}
 		if time.Now().After(deadline) {
